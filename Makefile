@@ -1,0 +1,56 @@
+# make demo: an int8 model, compiled, run and verified on this machine.
+# make test: all tests. Both set up .venv first; so does make lint.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+EXAMPLE := examples/fashion_mnist
+CROSS_TOOLS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc qemu-aarch64 qemu-arm
+CROSS_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
+	libc6-dev-armhf-cross qemu-user
+
+.PHONY: help demo test lint docs clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+demo: $(VENV)/.installed
+	$(BIN)/edgepress run $(EXAMPLE)/fashion_mnist.onnx -t native \
+		--calib $(EXAMPLE)/calib_256.npz --eval $(EXAMPLE)/test_2000.npz \
+		-o demo/fashion_mnist --overwrite
+
+test: $(VENV)/.installed
+	@for tool in $(CROSS_TOOLS); do command -v $$tool >/dev/null || { \
+		echo "$$tool is missing: tests for Arm boards will be skipped. To run them:"; \
+		echo "    sudo apt-get install -y $(CROSS_PACKAGES)"; break; }; done
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+docs: $(VENV)/.installed
+	$(BIN)/python docs/generate.py
+
+clean:
+	rm -rf $(VENV) demo build
+
+$(VENV)/bin/python:
+	@command -v $(PYTHON) >/dev/null && $(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+		&& command -v gcc >/dev/null || { \
+		echo "Python's venv module or gcc is missing. Install them with:"; \
+		echo "    sudo apt-get install -y python3-venv gcc libc6-dev"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than 3.11. Name a newer one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@

@@ -1,0 +1,1 @@
+"""What the passes need to know about the data: samples, ranges, importance."""

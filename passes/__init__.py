@@ -1,0 +1,1 @@
+"""Graph passes: ONNX model in, ONNX model out. One pass per file."""

@@ -1,0 +1,1 @@
+"""Orchestration: from a model to a verified bundle."""

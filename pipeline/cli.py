@@ -1,0 +1,374 @@
+"""The command line: parse, call, map errors to exit codes. No logic.
+
+Heavy imports are inside the commands, so that `--help` and plain mistakes answer at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.metadata
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import click
+
+BUG, USAGE, REFUSED, COMPILE, DEVICE, GATE, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
+# By name, since importing the classes would import everything
+EXIT_CODES = {
+    "edgepress.calibration.base.CalibrationError": USAGE,
+    "edgepress.passes.base.UnknownPass": USAGE,
+    "edgepress.pipeline.bundle.BundleError": USAGE,
+    "edgepress.pipeline.output.OutputError": USAGE,
+    "edgepress.pipeline.prepare.UsageError": USAGE,
+    "edgepress.pipeline.recipe.RecipeError": USAGE,
+    "edgepress.targets.base.UnknownTarget": USAGE,
+    "edgepress.targets.load.InvalidBoard": USAGE,
+    "edgepress.passes.base.PassError": REFUSED,
+    "edgepress.pipeline.load.ModelError": REFUSED,
+    "edgepress.targets.base.UnsupportedModel": REFUSED,
+    "edgepress.targets.base.CompileFailed": COMPILE,
+    "edgepress.targets.base.DeviceFailed": DEVICE,
+    "edgepress.targets.base.TargetError": COMPILE,
+}
+ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def common(command: _Command) -> _Command:
+    """Add the options that every command has."""
+    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+    debug = click.option(
+        "--debug", is_flag=True, expose_value=False, help="Show a traceback of an error."
+    )
+    return as_json(debug(command))
+
+
+def _shapes(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
+    """Parse `NAME:1x3x224x224`; a name may hold colons."""
+    shapes = {}
+    for text in given:
+        name, _, dims = text.rpartition(":")
+        if not name or not all(dim.isdigit() and int(dim) > 0 for dim in dims.split("x")):
+            raise click.BadParameter(f"{text!r} is not of the form NAME:1x3x224x224")
+        shapes[name] = tuple(int(dim) for dim in dims.split("x"))
+    return shapes
+
+
+PATH = click.Path(path_type=Path)
+MODEL = click.argument("model", type=PATH)
+FOLDER = click.argument("folder", metavar="DIR", type=PATH)
+TARGET = click.option(
+    "-t", "--target", required=True, help="Board; `edgepress targets` lists them."
+)
+RECIPE = click.option(
+    "-r", "--recipe", default="default", show_default=True, help="default, none or a .toml file."
+)
+CALIB = click.option("--calib", type=PATH, help="Calibration samples: an .npz or images.")
+EVAL = click.option(
+    "--eval", "evaluation", type=PATH, help="Evaluation samples, with labels or not."
+)
+SHAPE = click.option(
+    "--input-shape",
+    "input_shapes",
+    multiple=True,
+    metavar="NAME:1x3x224x224",
+    callback=_shapes,
+    help="Fix the shape of a dynamic input.",
+)
+DEVICE_OPTION = click.option(
+    "-d", "--device", help="local or qemu; chosen by the target if absent."
+)
+OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
+NO_CACHE = click.option("--no-cache", is_flag=True, help="Neither use nor keep cached stages.")
+HTML = click.option("--html", type=PATH, help="Also write a report as one HTML file.")
+THREADS = click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+
+
+def output(metavar: str) -> Callable[[_Command], _Command]:
+    """Add the option that names the result."""
+    return click.option("-o", "--output", type=PATH, required=True, metavar=metavar, help="Result.")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(importlib.metadata.version("edgepress"), prog_name="edgepress")
+def cli() -> None:
+    """Make an ONNX model small and fast on the board where it will run, and prove it there.
+
+    Exit codes: 0 every gate passed, 1 bug, 2 usage or recipe, 3 model refused, 4 compile failed,
+    5 device unreachable or wrong, 6 a gate failed.
+    """
+
+
+@cli.command()
+@MODEL
+@TARGET
+@RECIPE
+@CALIB
+@EVAL
+@SHAPE
+@DEVICE_OPTION
+@output("DIR")
+@OVERWRITE
+@NO_CACHE
+@HTML
+@common
+def run(model: Path, target: str, recipe: str, as_json: bool, **options: Any) -> int:
+    """Compress, compile, bundle and verify MODEL.
+
+    \b
+    Example:
+      edgepress run model.onnx -t raspberry-pi-4 --calib train.npz --eval test.npz -o bundle
+    """
+    from edgepress.pipeline import commands
+
+    return commands.run(model, target, recipe, as_json=as_json, check=True, **options)
+
+
+@cli.command("compile")
+@MODEL
+@TARGET
+@SHAPE
+@output("DIR")
+@OVERWRITE
+@NO_CACHE
+@common
+def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
+    """Compile MODEL as it is: no compression, no verification.
+
+    \b
+    Example:
+      edgepress compile model.onnx -t native -o bundle
+    """
+    from edgepress.pipeline import commands
+
+    return commands.run(model, target, "none", as_json=as_json, check=False, **options)
+
+
+@cli.command()
+@MODEL
+@RECIPE
+@CALIB
+@SHAPE
+@output("OUT.onnx")
+@OVERWRITE
+@NO_CACHE
+@common
+def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
+    """Run the graph passes of a recipe on MODEL and write the result as ONNX.
+
+    \b
+    Example:
+      edgepress compress model.onnx -r default --calib train.npz -o small.onnx
+    """
+    from edgepress.pipeline import commands
+
+    return commands.compress(model, recipe, as_json=as_json, **options)
+
+
+@cli.command()
+@FOLDER
+@DEVICE_OPTION
+@EVAL
+@click.option("--model", type=PATH, help="The original model, to measure the loss of accuracy.")
+@click.option("--max-latency-ms", type=click.FloatRange(0), help="Gate on the median latency.")
+@HTML
+@common
+def verify(folder: Path, as_json: bool, **options: Any) -> int:
+    """Run the bundle DIR on a device and close its gates.
+
+    \b
+    Example:
+      edgepress verify bundle -d qemu --eval test.npz --max-latency-ms 20
+    """
+    from edgepress.pipeline import commands
+
+    return commands.verify(folder, as_json=as_json, **options)
+
+
+@cli.command()
+@FOLDER
+@click.option("--data", type=PATH, required=True, help="Samples: an .npz with the model's inputs.")
+@DEVICE_OPTION
+@output("OUT.npz")
+@OVERWRITE
+@common
+def infer(folder: Path, as_json: bool, **options: Any) -> int:
+    """Ask the compiled model in DIR itself, and write its answers.
+
+    \b
+    Example:
+      edgepress infer bundle --data test.npz -o answers.npz
+    """
+    from edgepress.pipeline import commands
+
+    return commands.infer(folder, as_json=as_json, **options)
+
+
+@cli.command()
+@click.argument("path", metavar="DIR|MODEL", type=PATH)
+@click.option("--against", type=click.Choice(["onnxruntime"]), help="Race against this runtime.")
+@THREADS
+@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
+@click.option("--model", type=PATH, help="The original model, to race its fp32 too.")
+@common
+def bench(path: Path, as_json: bool, **options: Any) -> int:
+    """Time a bundle or a model on this machine, alone or in an interleaved race.
+
+    \b
+    Example:
+      edgepress bench bundle --against onnxruntime --threads 1
+    """
+    from edgepress.pipeline import commands
+
+    return commands.bench(path, as_json=as_json, **options)
+
+
+@cli.command()
+@FOLDER
+@output("OUT.onnx")
+@OVERWRITE
+@common
+def unpack(folder: Path, as_json: bool, **options: Any) -> int:
+    """Write the decoded model of the bundle DIR; it runs in onnxruntime.
+
+    \b
+    Example:
+      edgepress unpack bundle -o model.onnx
+    """
+    from edgepress.pipeline import commands
+
+    return commands.unpack(folder, as_json=as_json, **options)
+
+
+@cli.command()
+@click.argument("path", metavar="MODEL|DIR", type=PATH)
+@SHAPE
+@common
+def inspect(path: Path, as_json: bool, **options: Any) -> int:
+    """Show inputs, outputs, operators, sizes and float islands of a model or a bundle.
+
+    \b
+    Example:
+      edgepress inspect model.onnx --input-shape x:1x3x224x224
+    """
+    from edgepress.pipeline import commands
+
+    return commands.inspect(path, as_json=as_json, **options)
+
+
+@cli.command()
+@common
+def passes(as_json: bool) -> int:
+    """List the passes and their options.
+
+    \b
+    Example:
+      edgepress passes
+    """
+    from edgepress.pipeline import listings
+
+    return listings.passes(as_json=as_json)
+
+
+@cli.command()
+@common
+def targets(as_json: bool) -> int:
+    """List the boards.
+
+    \b
+    Example:
+      edgepress targets
+    """
+    from edgepress.pipeline import listings
+
+    return listings.targets(as_json=as_json)
+
+
+@cli.command()
+@common
+def devices(as_json: bool) -> int:
+    """List the devices and the targets that each can run here.
+
+    \b
+    Example:
+      edgepress devices
+    """
+    from edgepress.pipeline import listings
+
+    return listings.devices(as_json=as_json)
+
+
+@cli.command()
+@common
+def doctor(as_json: bool) -> int:
+    """Check this machine: what is installed, what is missing, and how to mend it.
+
+    \b
+    Example:
+      edgepress doctor
+    """
+    from edgepress.pipeline import listings
+
+    return listings.doctor(as_json=as_json)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line and exit with one of the documented codes."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial results are removed
+    try:
+        code = cli.main(arguments, prog_name="edgepress", standalone_mode=False)
+    except (click.Abort, KeyboardInterrupt):
+        print("edgepress: interrupted; nothing was changed.", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(_fail(error, arguments))
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(error: Exception, arguments: list[str]) -> int:
+    """Print one paragraph, with --json a document too, and return the exit code."""
+    if "--debug" in arguments:
+        traceback.print_exc()
+    code, message = exit_code(error), _paragraph(error)
+    if code == BUG:
+        message = (
+            f"this is a bug in edgepress: {type(error).__name__}: {message} "
+            "Run again with --debug and report what it prints."
+        )
+    print(f"edgepress: {message}", file=sys.stderr)
+    if "--json" in arguments:
+        kind = type(error).__name__
+        print(json.dumps({"error": {"code": code, "kind": kind, "message": message}}))
+    return code
+
+
+def exit_code(error: Exception) -> int:
+    """Map an error to the documented exit code."""
+    if isinstance(error, click.ClickException):
+        return USAGE
+    if isinstance(error, OSError) and error.errno in ENVIRONMENT:
+        return USAGE
+    names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__)
+    return next((EXIT_CODES[name] for name in names if name in EXIT_CODES), BUG)
+
+
+def _paragraph(error: Exception) -> str:
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx else "edgepress"
+        return f"{error.format_message().rstrip('.')}. Try `{path} --help`."
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return (
+            f"the disk is full{f' at {error.filename}' if error.filename else ''}: free some space."
+        )
+    notes = " ".join(getattr(error, "__notes__", ()))
+    return f"{error} {notes}".strip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,239 @@
+"""What each command of the command line does: load what was named, call, print the answer.
+
+Every function prints tables, or one JSON document with `as_json`, and returns an exit code.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgepress.pipeline.cache import Cache, cache_folder
+from edgepress.pipeline.progress import Progress
+
+GATE = 6
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def run(
+    model: Path,
+    target: str,
+    recipe: str,
+    *,
+    output: Path,
+    input_shapes: Shapes,
+    overwrite: bool,
+    no_cache: bool,
+    as_json: bool,
+    check: bool,
+    calib: Path | None = None,
+    evaluation: Path | None = None,
+    device: str | None = None,
+    html: Path | None = None,
+) -> int:
+    """Run the whole pipeline; `edgepress run` and `edgepress compile`."""
+    from edgepress.pipeline import report
+    from edgepress.pipeline import run as pipeline
+    from edgepress.pipeline.html import html_report
+    from edgepress.pipeline.output import refuse_existing, write_file
+    from edgepress.pipeline.recipe import load_recipe
+    from edgepress.targets.load import load_target
+
+    if html is not None:
+        refuse_existing(html, overwrite=overwrite)
+    request = pipeline.Request(
+        model=model,
+        target=load_target(target),
+        recipe=load_recipe(recipe),
+        output=output,
+        calib=calib,
+        eval=evaluation,
+        input_shapes=input_shapes,
+        device=device,
+        overwrite=overwrite,
+        check=check,
+    )
+    result = pipeline.run(request, cache=_cache(no_cache), progress=Progress())
+    if html is not None:
+        evidence = None if result.evidence is None else result.evidence.to_json()
+        page = html_report(result.bundle.manifest, evidence)
+        write_file(html, page.encode(), overwrite=overwrite)
+    if as_json:
+        _print_json(report.result_json(result))
+    else:
+        report.show_result(result, report.console())
+    if result.unverified is not None:
+        raise result.unverified
+    return 0 if result.evidence is None or result.evidence.passed else GATE
+
+
+def compress(
+    model: Path,
+    recipe: str,
+    *,
+    output: Path,
+    calib: Path | None,
+    input_shapes: Shapes,
+    overwrite: bool,
+    no_cache: bool,
+    as_json: bool,
+) -> int:
+    """Run the graph passes alone; `edgepress compress`."""
+    from edgepress.pipeline import report
+    from edgepress.pipeline.output import refuse_existing, write_file
+    from edgepress.pipeline.prepare import prepare
+    from edgepress.pipeline.recipe import load_recipe
+
+    refuse_existing(output, overwrite=overwrite)
+    prepared = prepare(
+        model,
+        load_recipe(recipe),
+        calib=calib,
+        input_shapes=input_shapes,
+        cache=_cache(no_cache),
+        progress=Progress(),
+    )
+    write_file(output, prepared.compressed.model, overwrite=overwrite)
+    if as_json:
+        steps = [dataclasses.asdict(step) for step in prepared.steps]
+        _print_json({"output": str(output), "source": prepared.source, "steps": steps})
+    else:
+        screen = report.console()
+        screen.print(report.steps_table(prepared.steps))
+        report.show_notes(prepared.steps, screen)
+    return 0
+
+
+def verify(
+    folder: Path,
+    *,
+    device: str | None,
+    evaluation: Path | None,
+    model: Path | None,
+    max_latency_ms: float | None,
+    html: Path | None,
+    as_json: bool,
+) -> int:
+    """Close a bundle's gates on a device and keep the evidence in it; `edgepress verify`."""
+    from edgepress.pipeline import report
+    from edgepress.pipeline.bundle import read_bundle, write_evidence
+    from edgepress.pipeline.html import html_report
+    from edgepress.pipeline.output import OutputError, refuse_existing, write_file
+    from edgepress.pipeline.verify import verify_folder
+
+    if html is not None:
+        refuse_existing(html, overwrite=False)
+    progress = Progress()
+    bundle = read_bundle(folder)
+    evidence = verify_folder(
+        bundle,
+        device,
+        evaluation=evaluation,
+        original=model,
+        max_latency_ms=max_latency_ms,
+        progress=progress,
+    )
+    try:
+        bundle = write_evidence(bundle, evidence.to_json())
+    except OutputError as error:  # a bundle on a read-only disk can be verified too
+        progress.note(f"the evidence is not kept in the bundle: {error}")
+    if html is not None:
+        write_file(html, html_report(bundle.manifest, evidence.to_json()).encode())
+    if as_json:
+        _print_json({"bundle": str(folder), **evidence.to_json()})
+    else:
+        report.show_bundle(bundle, evidence.to_json(), report.console())
+    return 0 if evidence.passed else GATE
+
+
+def infer(
+    folder: Path,
+    *,
+    data: Path,
+    device: str | None,
+    output: Path,
+    overwrite: bool,
+    as_json: bool,
+) -> int:
+    """Bring the compiled model's own answers back; `edgepress infer`."""
+    from edgepress.pipeline.accuracy import stack
+    from edgepress.pipeline.bundle import read_bundle
+    from edgepress.pipeline.output import refuse_existing, write_file
+    from edgepress.pipeline.verify import infer_folder
+
+    refuse_existing(output, overwrite=overwrite)
+    answers = stack(infer_folder(read_bundle(folder), device, data, Progress()))
+    buffer = io.BytesIO()
+    np.savez(buffer, **answers)
+    write_file(output, buffer.getvalue(), overwrite=overwrite)
+    shapes = {name: list(array.shape) for name, array in answers.items()}
+    if as_json:
+        _print_json({"output": str(output), "outputs": shapes})
+    else:
+        for name, shape in shapes.items():
+            print(f"{output}: {name} {shape}")
+    return 0
+
+
+def bench(
+    path: Path,
+    *,
+    against: str | None,
+    threads: int,
+    rounds: int,
+    model: Path | None,
+    as_json: bool,
+) -> int:
+    """Time a bundle or a model on this machine; `edgepress bench`."""
+    from edgepress.pipeline import race, report
+
+    result = race.bench(
+        path, model=model, against=against, threads=threads, rounds=rounds, progress=Progress()
+    )
+    if as_json:
+        _print_json(result.to_json())
+    else:
+        report.console().print(race.race_table(result))
+    return 0
+
+
+def unpack(folder: Path, *, output: Path, overwrite: bool, as_json: bool) -> int:
+    """Write the graph of a bundle as an ordinary ONNX model; `edgepress unpack`."""
+    from edgepress.pipeline.bundle import read_bundle
+    from edgepress.pipeline.output import write_file
+
+    data = (read_bundle(folder).folder / "graph.onnx").read_bytes()
+    write_file(output, data, overwrite=overwrite)
+    if as_json:
+        _print_json({"output": str(output), "size_bytes": len(data)})
+    else:
+        print(f"{output}: {len(data)} bytes")
+    return 0
+
+
+def inspect(path: Path, *, input_shapes: Shapes, as_json: bool) -> int:
+    """Show what is in a model or a bundle; `edgepress inspect`."""
+    from edgepress.pipeline import inspection, report
+
+    found = inspection.inspect(path, input_shapes)
+    if as_json:
+        _print_json(found)
+    else:
+        inspection.show(found, report.console())
+    return 0
+
+
+def _cache(no_cache: bool) -> Cache | None:
+    return None if no_cache else Cache(cache_folder())
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    json.dump(document, sys.stdout, indent=1, allow_nan=False, default=str)
+    print()

@@ -1,0 +1,94 @@
+"""Golden samples: inputs and the answers that the compiled model must give on any device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edgepress.calibration.base import Array
+from edgepress.pipeline.oracle import Oracle, Outputs
+from edgepress.pipeline.snapshot import Snapshot
+from edgepress.targets.lowering.integers import is_quantized
+from edgepress.targets.reference import Reference
+
+COUNT = 3
+FLOAT_LIMIT = 1e-4  # of the output range
+# Rounding of a float island may move a later quantized value by one step
+MIXED_LIMIT = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Inputs and reference outputs.
+
+    Attributes:
+        feeds: one per sample, by input name.
+        answers: one per sample, by output name.
+        arithmetic: `float`, `integer` (exact) or `mixed`.
+        reference: what gave the answers, in words.
+        tolerances: per output, the largest absolute error that is allowed; 0 where bits count.
+    """
+
+    feeds: Sequence[Mapping[str, Array]]
+    answers: Outputs
+    arithmetic: str
+    reference: str
+    tolerances: tuple[float, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write `golden/N.in` and `golden/N.out`: the raw tensors one after another."""
+        (folder / "golden").mkdir()
+        for i, (feed, answer) in enumerate(zip(self.feeds, self.answers, strict=True)):
+            (folder / "golden" / f"{i}.in").write_bytes(raw(feed))
+            (folder / "golden" / f"{i}.out").write_bytes(raw(answer))
+
+
+def raw(tensors: Mapping[str, Array]) -> bytes:
+    """Concatenate tensors, row-major and little-endian."""
+    arrays = [np.ascontiguousarray(array) for array in tensors.values()]
+    return b"".join(a.astype(a.dtype.newbyteorder("<"), copy=False).tobytes() for a in arrays)
+
+
+def make_golden(
+    compressed: Snapshot, original: Snapshot | None, feeds: Sequence[Mapping[str, Array]]
+) -> Golden:
+    """Answer the feeds with the reference of the model's arithmetic.
+
+    A float model is held to `original` (None where a lossy pass changed it, then to itself) in
+    onnxruntime, a quantized one to the NumPy integer reference.
+    """
+    model = compressed.load()
+    names = [output.name or "" for output in model.graph.outputs]
+    arithmetic, reference = "float", "onnxruntime, optimisations off, on the original model"
+    if is_quantized(model):
+        integers = Reference(model)
+        arithmetic = "integer" if integers.exact else "mixed"
+        reference = "the NumPy integer reference on the quantized model"
+        answers = [integers.run(dict(feed)) for feed in feeds]
+    else:
+        if original is None:
+            reference = "onnxruntime, optimisations off, on the compressed model"
+        oracle = Oracle((original or compressed).model)
+        answers = [oracle.run(feed) for feed in feeds]
+    # by position: a pass may rename an output
+    answers = [dict(zip(names, answer.values(), strict=True)) for answer in answers]
+    return Golden(
+        feeds=[{name: feed[name] for name in feed} for feed in feeds],
+        answers=answers,
+        arithmetic=arithmetic,
+        reference=reference,
+        tolerances=tuple(_tolerance(arithmetic, [a[name] for a in answers]) for name in names),
+    )
+
+
+def _tolerance(arithmetic: str, answers: Sequence[Array]) -> float:
+    values = np.stack(answers)
+    if arithmetic == "integer" or values.dtype.kind in "biu":
+        return 0.0
+    limit = FLOAT_LIMIT if arithmetic == "float" else MIXED_LIMIT
+    values = values[np.isfinite(values)].astype(np.float64)
+    scale = max(values.max(initial=0.0), 0.0) - min(values.min(initial=0.0), 0.0)
+    return float(np.float32(limit * scale))

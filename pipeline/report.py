@@ -1,0 +1,187 @@
+"""What a run did, for people: tables on the terminal. The JSON form has the same figures."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgepress.pipeline.bundle import Bundle
+from edgepress.pipeline.driver import Equivalence, StepRecord
+from edgepress.pipeline.gates import PASS, UNVERIFIED
+from edgepress.pipeline.run import Result
+from edgepress.pipeline.verify import Evidence
+
+PLAIN_WIDTH = 120  # where stdout is no terminal
+COLOURS = {PASS: "green", UNVERIFIED: "yellow"}
+
+
+def console() -> Console:
+    """Return a console on stdout; wide enough for the tables where it is a pipe."""
+    screen = Console()
+    return screen if screen.is_terminal else Console(width=PLAIN_WIDTH)
+
+
+def steps_table(steps: Sequence[StepRecord]) -> Table:
+    """Show per pass what changed, parameters, MACs, bytes, the comparison and the time."""
+    table = Table(title="passes", title_justify="left")
+    table.add_column("pass")
+    table.add_column("what changed")
+    for heading in ("parameters", "MACs", "weights", "outputs", "time"):
+        table.add_column(heading, justify="right")
+    for step in steps:
+        table.add_row(
+            step.pass_name,
+            Text(changes(step)),
+            quantity(step.parameters),
+            quantity(step.macs),
+            size(step.size_bytes),
+            comparison(step.equivalence),
+            "cached" if step.cached else f"{step.seconds:.1f} s",
+        )
+    return table
+
+
+def changes(step: StepRecord) -> str:
+    """Say in a few words what a pass did."""
+    if not step.modified and not any(step.stats.values()):
+        return "nothing"
+    figures = [f"{name} {value:g}" for name, value in step.stats.items() if value]
+    if step.skipped:
+        figures.append(f"skipped {len(step.skipped)}")
+    return ", ".join(figures) or "yes"
+
+
+def comparison(equivalence: Equivalence | None) -> str:
+    """Write how the outputs compare to those before the pass."""
+    if equivalence is None:
+        return "same"
+    if equivalence.metric == "sqnr_db":
+        return f"{equivalence.value:.1f} dB"
+    return f"±{equivalence.value:.1g}"
+
+
+def verdicts_table(evidence: Evidence | Mapping[str, Any]) -> Table:
+    """Show every gate with its figure and limit."""
+    data = evidence.to_json() if isinstance(evidence, Evidence) else evidence
+    table = Table(title=f"gates, on {data['device'].get('device', 'the device')}")
+    table.title_justify = "left"
+    for heading in ("gate", "verdict", "measured", "limit", "what"):
+        table.add_column(heading)
+    for verdict in data["verdicts"]:
+        colour = COLOURS.get(verdict["verdict"], "red")
+        table.add_row(
+            verdict["gate"],
+            Text(verdict["verdict"], style=colour),
+            _number(verdict["value"]),
+            _number(verdict["limit"]),
+            Text(verdict["detail"]),
+        )
+    return table
+
+
+def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str, str]]:
+    """List the figures of a bundle in words: sizes, memory, latency, accuracy."""
+    manifest = bundle.manifest
+    raw = manifest.source["size_bytes"]
+    rows = [
+        ("bundle", f"{bundle.folder} for {manifest.target['name']}, {manifest.arithmetic}"),
+        ("on the board", f"{size(bundle.deployed_bytes)} (the model file had {size(raw)})"),
+        ("memory", f"{size(manifest.memory['arena_bytes'])} for activations"),
+    ]
+    if evidence is None:
+        return [*rows, ("verified", "no: nothing was measured on a device")]
+    if latency := evidence["latency"]:
+        spread = f"min {latency['min_ms']:.3g}, p90 {latency['p90_ms']:.3g}"
+        count, threads = len(latency["samples_ms"]), latency["threads"]
+        text = f"{latency['p50_ms']:.3g} ms median ({spread}; {count} runs, {threads} threads)"
+        rows.append(("latency", text))
+    elif evidence["instructions"]:
+        text = f"unverified; {quantity(evidence['instructions'])} instructions per inference"
+        rows.append(("latency", f"{text} in the emulator"))
+    if found := evidence["accuracy"]:
+        parts = [
+            f"{label} {found[key]:.4g}{unit}"
+            for key, label, unit in (
+                ("top1", "top-1", " %"),
+                ("reference_top1", "fp32", " %"),
+                ("agreement", "agreement with fp32", " %"),
+                ("sqnr_db", "SQNR", " dB"),
+            )
+            if found[key] is not None
+        ]
+        rows.append(("accuracy", f"{', '.join(parts)} on {found['samples']} samples"))
+    return rows
+
+
+def show_result(result: Result, screen: Console) -> None:
+    """Print the tables of a run."""
+    screen.print(steps_table(result.steps))
+    show_notes(result.steps, screen)
+    evidence = result.evidence
+    show_bundle(result.bundle, None if evidence is None else evidence.to_json(), screen)
+
+
+def show_notes(steps: Sequence[StepRecord], screen: Console) -> None:
+    """Print the sentences that passes want to be read."""
+    for step in steps:
+        for note in step.notes:
+            screen.print(Text(f"{step.pass_name}: {note}"))
+
+
+def show_bundle(bundle: Bundle, evidence: Mapping[str, Any] | None, screen: Console) -> None:
+    """Print the gates and figures of a bundle."""
+    if evidence is not None:
+        screen.print(verdicts_table(evidence))
+    grid = Table.grid(padding=(0, 2))
+    for name, text in facts(bundle, evidence):
+        grid.add_row(name, Text(text))
+    screen.print(grid)
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    """Return everything about a run as plain data."""
+    return {
+        "bundle": str(result.bundle.folder),
+        "deployed_bytes": result.bundle.deployed_bytes,
+        "arithmetic": result.bundle.manifest.arithmetic,
+        "target": result.bundle.manifest.target["name"],
+        "steps": [dataclasses.asdict(step) for step in result.steps],
+        "seconds": dict(result.seconds),
+        "compile_cached": result.cached,
+        "evidence": None if result.evidence is None else result.evidence.to_json(),
+        "unverified": None if result.unverified is None else str(result.unverified),
+        "passed": result.evidence is not None and result.evidence.passed,
+    }
+
+
+def size(count: float) -> str:
+    """Write a number of bytes.
+
+    >>> size(1536), size(300_000)
+    ('1.54 kB', '300 kB')
+    """
+    return f"{quantity(count)}B" if count >= 1000 else f"{count:.0f} B"
+
+
+def quantity(count: float) -> str:
+    """Write a number with three digits and a prefix.
+
+    >>> quantity(999), quantity(390_000_000)
+    ('999', '390 M')
+    """
+    if count < 1000:
+        return f"{count:.0f}"
+    for prefix in ("k", "M", "G", "T"):
+        count /= 1000
+        if count < 999.5:
+            break
+    return f"{count:.3g} {prefix}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

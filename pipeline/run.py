@@ -1,0 +1,134 @@
+"""The whole pipeline as one function: a model becomes a verified bundle, or nothing is left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgepress.pipeline.build import build
+from edgepress.pipeline.bundle import Bundle, read_bundle, write_evidence
+from edgepress.pipeline.cache import Cache
+from edgepress.pipeline.driver import StepRecord
+from edgepress.pipeline.output import new_folder
+from edgepress.pipeline.prepare import Prepared, prepare
+from edgepress.pipeline.progress import Progress
+from edgepress.pipeline.recipe import Recipe
+from edgepress.pipeline.verify import Evidence, connect, verify
+from edgepress.targets.base import DeviceFailed, Target
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `run` is asked for.
+
+    Attributes:
+        model: the ONNX file.
+        target: the board.
+        recipe: the passes and gates.
+        output: the bundle's folder.
+        calib: calibration samples, or None.
+        eval: evaluation samples, or None.
+        input_shapes: shapes to fix, by input name.
+        device: where to verify: `local`, `qemu`, …; None chooses one that fits the target.
+        overwrite: whether an old bundle may be replaced.
+        check: whether to verify at all.
+    """
+
+    model: Path
+    target: Target
+    recipe: Recipe
+    output: Path
+    calib: Path | None = None
+    eval: Path | None = None
+    input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    device: str | None = None
+    overwrite: bool = False
+    check: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `run` made.
+
+    Attributes:
+        bundle: where it lies now.
+        steps: one record per pass.
+        seconds: of each stage.
+        cached: whether the compiled files came from the cache.
+        evidence: what was measured; None where nothing was verified.
+        unverified: why nothing was verified, or None.
+    """
+
+    bundle: Bundle
+    steps: list[StepRecord]
+    seconds: Mapping[str, float]
+    cached: bool
+    evidence: Evidence | None
+    unverified: DeviceFailed | None = None
+
+
+def run(
+    request: Request, *, cache: Cache | None = None, progress: Progress | None = None
+) -> Result:
+    """Compress, compile, bundle and verify a model.
+
+    The folder appears when everything is done; a bundle whose gates failed is kept, with the
+    verdicts in it, and so is one that no device could verify (`Result.unverified`). Whatever is
+    raised or interrupts leaves the old bundle or none.
+    """
+    progress = progress or Progress(shown=False)
+    with new_folder(request.output, overwrite=request.overwrite) as folder:
+        prepared = prepare(
+            request.model,
+            request.recipe,
+            calib=request.calib,
+            evaluation=request.eval,
+            input_shapes=request.input_shapes,
+            simd_bytes=_simd_bytes(request.target),
+            cache=cache,
+            progress=progress,
+        )
+        built = build(
+            prepared,
+            request.recipe,
+            request.target,
+            folder,
+            cache=cache,
+            progress=progress,
+        )
+        evidence = unverified = None
+        if request.check:
+            try:
+                evidence = _verify(request, prepared, built.bundle, progress)
+            except DeviceFailed as error:
+                unverified = error
+    return Result(
+        bundle=read_bundle(request.output),
+        steps=prepared.steps,
+        seconds=built.seconds,
+        cached=built.cached,
+        evidence=evidence,
+        unverified=unverified,
+    )
+
+
+def _simd_bytes(target: Target) -> int:
+    from edgepress.targets.isa.base import load_isa  # imports TVM
+
+    return load_isa(target.isa).vector_bytes
+
+
+def _verify(request: Request, prepared: Prepared, bundle: Bundle, progress: Progress) -> Evidence:
+    device = connect(request.device, request.target)
+    evidence = verify(
+        bundle,
+        device,
+        original=prepared.original,
+        lossless=prepared.lossless,
+        samples=prepared.evaluation,
+        budget=request.recipe.budget,
+        progress=progress,
+    )
+    write_evidence(bundle, evidence.to_json())
+    return evidence

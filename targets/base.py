@@ -1,0 +1,139 @@
+"""Targets, artefacts and measurements, and what can go wrong with them.
+
+Errors::
+
+    TargetError              never raised itself
+     ├─ UnknownTarget        no such board file; carries the near names
+     ├─ UnsupportedModel     the target cannot run these nodes; lists them all (exit code 3)
+     ├─ CompileFailed        TVM, LLVM or the C compiler failed; carries the log (exit code 4)
+     └─ DeviceFailed         unreachable, wrong, or the program failed there (exit code 5)
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class TargetError(Exception):
+    """What went wrong with a target."""
+
+
+class UnknownTarget(TargetError):
+    """No board file has this name."""
+
+    def __init__(self, name: str, known: Iterable[str]) -> None:
+        self.name = name
+        self.near = difflib.get_close_matches(name, list(known), 3, 0.4)
+        hint = f" Did you mean {' or '.join(self.near)}?" if self.near else ""
+        super().__init__(f"no target is called {name!r}.{hint} `edgepress targets` lists them all.")
+
+
+class UnsupportedModel(TargetError):
+    """The target cannot run some nodes.
+
+    Attributes:
+        reasons: `(node, why)` for every such node, not only the first.
+    """
+
+    def __init__(self, reasons: Sequence[tuple[str, str]]) -> None:
+        self.reasons = list(reasons)
+        lines = "; ".join(f"{node}: {why}" for node, why in self.reasons)
+        super().__init__(f"{len(self.reasons)} nodes cannot be compiled: {lines}")
+
+
+class CompileFailed(TargetError):
+    """TVM, LLVM or the C compiler failed."""
+
+    def __init__(self, what: str, log: str = "") -> None:
+        self.log = log
+        super().__init__(f"{what}\n{log}".rstrip())
+
+
+class DeviceFailed(TargetError):
+    """The device is unreachable, is the wrong one, or the program failed there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """A board, or a family of CPUs, as its TOML file describes it.
+
+    Attributes:
+        name: the file's stem.
+        description: one line for `edgepress targets`.
+        triple: LLVM triple, such as `aarch64-linux-gnu`.
+        cpu: LLVM cpu name.
+        features: LLVM features beyond those of the cpu, such as `("+dotprod",)`.
+        isa: the file in `targets/isa/` that the kernel generators use.
+        cores: how many cores run a model at once.
+        memory_bytes: memory of the board, 0 where unknown.
+        float_abi: `hard` on 32-bit Arm, else empty.
+        compiler: the C compiler, as Debian names it, such as `aarch64-linux-gnu-gcc`.
+        compiler_flags: flags for that compiler, such as `("-mcpu=cortex-a72",)`.
+        compiler_package: the Debian package that brings it.
+        emulator: the qemu user-mode program, empty on the host's own architecture.
+        emulator_cpu: qemu's `-cpu`, a model that has exactly the needed features where it can.
+        sysroot: where the cross libraries lie, for qemu's `-L`.
+        cpu_flags: names in `/proc/cpuinfo` (or HWCAP) without which the bundle refuses to start.
+    """
+
+    name: str
+    description: str
+    triple: str
+    cpu: str
+    features: tuple[str, ...] = ()
+    isa: str
+    cores: int = 1
+    memory_bytes: int = 0
+    float_abi: str = ""
+    compiler: str
+    compiler_flags: tuple[str, ...] = ()
+    compiler_package: str = ""
+    emulator: str = ""
+    emulator_cpu: str = ""
+    sysroot: str = ""
+    cpu_flags: tuple[str, ...] = ()
+
+    @property
+    def architecture(self) -> str:
+        """First part of the triple: `x86_64`, `aarch64`, `armv7l`."""
+        return self.triple.partition("-")[0]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """What the exporter made, in one folder.
+
+    Attributes:
+        folder: holds `model`, `libmodel.so`, `model.h`, `weights.epw`.
+        arena_bytes: planned activation memory.
+        workspace_bytes: scratch that kernels ask for while they run.
+        weight_bytes: raw bytes of all constants.
+        weights: per constant: name, dtype, shape, codec, raw_bytes, encoded_bytes, sha256.
+    """
+
+    folder: Path
+    arena_bytes: int
+    workspace_bytes: int
+    weight_bytes: int
+    weights: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """Latency on a device. All raw samples are kept.
+
+    Attributes:
+        samples_ms: one entry per inference, in order.
+        threads: threads that ran it.
+        device: facts about the device: kernel, cpu, governor, frequencies, temperature.
+        instructions: instructions per inference, only under an emulator.
+    """
+
+    samples_ms: tuple[float, ...]
+    threads: int
+    device: dict[str, Any] = field(default_factory=dict)
+    instructions: int | None = None

@@ -1,0 +1,1 @@
+"""Where a bundle runs: local, qemu, ssh. One device kind per file."""

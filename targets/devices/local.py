@@ -1,0 +1,18 @@
+"""This machine."""
+
+from __future__ import annotations
+
+from edgepress.targets.base import DeviceFailed, Target
+from edgepress.targets.devices.base import CommandDevice, host_architecture
+
+
+def connect(target: Target, address: str = "") -> CommandDevice:
+    """Run bundles on this machine. Raises DeviceFailed where it has another architecture."""
+    if address:
+        raise DeviceFailed(f"local takes no address, so `local:{address}` is wrong: write `local`.")
+    if host_architecture() != target.architecture:
+        raise DeviceFailed(
+            f"local is {host_architecture()}, but {target.name} is {target.architecture}. "
+            "Use the device qemu, or a board."
+        )
+    return CommandDevice("local")

@@ -1,0 +1,128 @@
+"""qemu's user mode: runs a bundle of another architecture on this machine.
+
+Answers are those of the board. Times are not: an emulated integer and an emulated float
+instruction differ by far more than on any CPU. So `bench` counts instructions instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import platformdirs
+
+from edgepress.targets.base import DeviceFailed, Measurement, Target
+from edgepress.targets.devices.base import CommandDevice
+
+# Of the plugin interface: qemu up to 8.2 speaks 1, later ones 2 and more.
+_PLUGIN_VERSIONS = (1, 2, 3, 4, 5)
+_COMPILE_S = 60
+_RUN_S = 1800
+_COUNT = re.compile(rb"edgepress-instructions (\d+)")
+
+
+def connect(target: Target, address: str = "") -> QemuDevice:
+    """Run bundles under the target's emulator. Raises DeviceFailed where it is missing."""
+    if address:
+        raise DeviceFailed(f"qemu takes no address, so `qemu:{address}` is wrong: write `qemu`.")
+    if not target.emulator:
+        raise DeviceFailed(f"the target {target.name} has no emulator. Use the device local.")
+    if shutil.which(target.emulator) is None:
+        raise DeviceFailed(
+            f"{target.emulator}, which runs {target.name} on this machine, is not installed. "
+            "On Debian or Ubuntu: apt-get install qemu-user"
+        )
+    prefix = [target.emulator]
+    if target.emulator_cpu:
+        prefix += ["-cpu", target.emulator_cpu]
+    if target.sysroot:
+        prefix += ["-L", target.sysroot]
+    return QemuDevice("qemu", tuple(prefix))
+
+
+@dataclass(frozen=True)
+class QemuDevice(CommandDevice):
+    """A device under qemu: right answers, counted instructions, no times."""
+
+    def bench(self, folder: Path, *, threads: int, seconds: float, runs: int) -> Measurement:  # noqa: ARG002
+        """Count instructions per inference; `seconds` and `runs` are meaningless here.
+
+        The count is that of two inferences minus that of one, on one thread whatever `threads`
+        says: waiting threads would count what they spin. `instructions` is None where the counting
+        plugin cannot be built or loaded; `device["note"]` then says why.
+        """
+        facts = {"name": self.name, "emulator": " ".join(self.prefix)}
+        reasons = []
+        for version in _PLUGIN_VERSIONS:
+            try:
+                plugin = build_plugin(version)
+                one, two = (self._count(folder, plugin, inferences) for inferences in (1, 2))
+            except DeviceFailed as error:
+                reasons.append(str(error))
+                continue
+            return Measurement(samples_ms=(), threads=1, device=facts, instructions=two - one)
+        return Measurement(
+            samples_ms=(),
+            threads=1,
+            device={**facts, "note": f"instructions were not counted: {reasons[0]}"},
+        )
+
+    def _count(self, folder: Path, plugin: Path, inferences: int) -> int:
+        """Instructions of a whole process that answers some samples of zeros, or golden ones."""
+        info = self.info(folder)
+        sample = bytes(sum(tensor["bytes"] for tensor in info["inputs"]))
+        golden = folder / "golden" / "0.in"
+        if golden.is_file():
+            sample = golden.read_bytes()
+        with tempfile.TemporaryDirectory(prefix="edgepress-") as temporary:
+            inputs = Path(temporary) / "in"
+            inputs.write_bytes(sample * inferences)
+            counting = CommandDevice(self.name, (*self.prefix, "-plugin", str(plugin)))
+            arguments = ["--run", str(inputs), str(Path(temporary) / "out"), "--threads", "1"]
+            said = counting.run(folder, arguments, _RUN_S).stderr
+        found = _COUNT.search(said)
+        if found is None:
+            raise DeviceFailed(
+                f"{self.prefix[0]} loaded no plugin: {said.decode(errors='replace')}"
+            )
+        return int(found[1])
+
+
+def build_plugin(version: int) -> Path:
+    """Compile `instructions.c` for this machine into the user's cache, once.
+
+    Args:
+        version: of qemu's plugin interface.
+
+    Raises:
+        DeviceFailed: there is no C compiler, or it failed, or the cache cannot be written.
+    """
+    source = (resources.files("edgepress.targets.devices") / "instructions.c").read_bytes()
+    key = hashlib.sha256(source).hexdigest()[:16]
+    plugin = platformdirs.user_cache_path("edgepress") / f"instructions-{version}-{key}.so"
+    if plugin.is_file():
+        return plugin
+    try:
+        plugin.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="edgepress-", dir=plugin.parent) as temporary:
+            (Path(temporary) / "instructions.c").write_bytes(source)
+            result = subprocess.run(
+                ["gcc", "-std=c11", "-O2", "-fPIC", "-shared", f"-DPLUGIN_VERSION={version}",
+                 "instructions.c", "-o", "instructions.so"],
+                cwd=temporary, capture_output=True, timeout=_COMPILE_S, check=False,
+            )  # fmt: skip
+            if result.returncode != 0:
+                raise DeviceFailed(f"gcc failed: {result.stderr.decode('utf-8', 'replace')}")
+            os.replace(Path(temporary) / "instructions.so", plugin)  # noqa: PTH105
+    except FileNotFoundError:
+        raise DeviceFailed("counting needs gcc: apt-get install gcc") from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DeviceFailed(f"the counting plugin cannot be built: {error}") from None
+    return plugin

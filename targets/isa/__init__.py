@@ -1,0 +1,1 @@
+"""Instruction sets: what a kernel generator may emit. One per file."""

@@ -1,0 +1,44 @@
+"""AVX-512 with VNNI: `vpdpbusd` multiplies four u8 by four s8 per lane, without saturation."""
+
+from __future__ import annotations
+
+from tvm import tirx
+
+from edgepress.targets.isa.base import Expr, Isa
+
+
+def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
+    repeated = tirx.Broadcast(tirx.reinterpret("int32", inputs), 16)
+    return tirx.call_llvm_pure_intrin(
+        "int32x16",
+        "llvm.x86.avx512.vpdpbusd.512",
+        accumulator,
+        tirx.reinterpret("uint8x64", repeated),
+        weights,
+    )
+
+
+def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
+    if not str(accumulator.ty).endswith("x16"):
+        return accumulator + x * w
+    # The upper half of every x lane is zero or its sign, and w is sign-extended, so that only the
+    # lower 16-bit product counts once x is masked to 16 bits by being unsigned.
+    return tirx.call_llvm_pure_intrin(
+        "int32x16",
+        "llvm.x86.avx512.vpdpwssd.512",
+        accumulator,
+        tirx.reinterpret("int16x32", x),
+        tirx.reinterpret("int16x32", w),
+    )
+
+
+ISA = Isa(
+    name="avx512_vnni",
+    vector_bytes=64,
+    vector_registers=32,
+    storage="uint8",
+    staged="uint8",
+    group=4,
+    dot=_dot,
+    multiply_add=_multiply_add,
+)

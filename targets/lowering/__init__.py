@@ -1,0 +1,1 @@
+"""ONNX graph to a Program: integers, layout, fusion, kernels."""

@@ -1,0 +1,2 @@
+"""Tmp."""
+def decompose(proto): return proto

@@ -1,0 +1,193 @@
+"""Float operators that have kernels of their own become `edgepress` nodes.
+
+Convolutions, matrix products with constant weights and pools take their bias and a following ReLU
+or Clip along. The rest stays plain ONNX and is compiled through Relax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepress.targets.lowering.dialect import DOMAIN, Builder, array_of, dtype_of, shape_of
+from edgepress.targets.lowering.window import (
+    clip_bounds,
+    global_window,
+    overhangs,
+    pool_factors,
+    reduces_space,
+    window_attributes,
+)
+
+Array = npt.NDArray[Any]
+
+
+def claim_float_operators(model: ir.Model) -> ir.Model:
+    """Replace the float operators that edgepress has kernels for. The model is not changed."""
+    builder = Builder()
+    values: dict[ir.Value, ir.Value] = {}
+    taken: set[ir.Node] = set()
+    inputs = []
+    for value in model.graph.inputs:
+        copy = ir.Value(name=value.name, shape=value.shape, type=value.type)
+        builder.unique(value.name or "input")
+        inputs.append(copy)
+        values[value] = copy
+
+    def get(value: ir.Value | None) -> ir.Value | None:
+        if value is None:
+            return None
+        if value not in values:
+            array = array_of(value)
+            if array is None:
+                raise ValueError(f"{value.name!r} has no producer")
+            values[value] = builder.constant(value.name or "constant", array)
+        return values[value]
+
+    for node in model.graph:
+        if node in taken:
+            continue
+        claim = _CLAIMS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        claimed = claim(node) if claim else None
+        if claimed is None:
+            outputs = builder.copy(node, [get(value) for value in node.inputs])
+            values.update(zip(node.outputs, outputs, strict=True))
+            continue
+        op_type, constants, attributes, last, followers = claimed
+        operands = [get(node.inputs[0])]
+        for name, array in constants.items():
+            operands.append(builder.constant(f"{node.name}_{name}", array))
+        output = last.outputs[0]
+        values[output] = builder.node(
+            op_type, operands, attributes, output.name or "out", "float32", shape_of(output)
+        )
+        taken.update(followers)
+    outputs = [values[value] for value in model.graph.outputs]
+    return builder.model(model, inputs, outputs)
+
+
+Claim = tuple[str, dict[str, Array], dict[str, Any], ir.Node, list[ir.Node]]
+
+
+def _sole_user(value: ir.Value) -> ir.Node | None:
+    """Return the only node that reads a value, where it reads it once and nothing else does."""
+    uses = list(value.uses())
+    if value.is_graph_output() or len(uses) != 1:
+        return None
+    return uses[0][0]
+
+
+def _clamped(node: ir.Node) -> tuple[ir.Node, list[ir.Node], dict[str, float]]:
+    """Follow a node's output through one ReLU or Clip."""
+    user = _sole_user(node.outputs[0])
+    if user is not None and user.op_type in ("Relu", "Clip") and user.domain == "":
+        bounds = clip_bounds(user)
+        if bounds is not None and user.inputs[0] is node.outputs[0]:
+            return user, [user], {"low": bounds[0], "high": bounds[1]}
+    return node, [], {"low": -np.inf, "high": np.inf}
+
+
+def _is_float(value: ir.Value | None, rank: int | None = None) -> bool:
+    if value is None or dtype_of(value) != "float32":
+        return False
+    return rank is None or len(shape_of(value)) == rank
+
+
+def _conv(node: ir.Node) -> Claim | None:
+    weights = array_of(node.inputs[1])
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = array_of(given)
+    if not _is_float(node.inputs[0], 4) or weights is None or (given is not None and bias is None):
+        return None
+    last, followers, bounds = _clamped(node)
+    bias = np.zeros(weights.shape[0], np.float32) if bias is None else bias
+    attributes = {
+        **window_attributes(node, weights.shape[2:]),
+        "group": node.attributes.get_int("group", 1),
+        **bounds,
+    }
+    return "Conv", {"weights": weights, "bias": bias}, attributes, last, followers
+
+
+def _gemm(node: ir.Node) -> Claim | None:
+    weights = array_of(node.inputs[1])
+    given = node.inputs[2] if len(node.inputs) > 2 else None
+    bias = array_of(given)
+    if not _is_float(node.inputs[0], 2) or weights is None or (given is not None and bias is None):
+        return None
+    if node.attributes.get_int("transA", 0):
+        return None
+    if not node.attributes.get_int("transB", 0):
+        weights = weights.T
+    weights = weights * np.float32(node.attributes.get_float("alpha", 1.0))
+    if bias is None:
+        bias = np.zeros(weights.shape[0], np.float32)
+    if bias.size not in (1, weights.shape[0]) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
+        return None
+    bias = bias * np.float32(node.attributes.get_float("beta", 1.0))
+    last, followers, bounds = _clamped(node)
+    constants = {"weights": weights, "bias": np.broadcast_to(bias.ravel(), weights.shape[:1])}
+    return "Gemm", constants, dict(bounds), last, followers
+
+
+def _matmul(node: ir.Node) -> Claim | None:
+    weights = array_of(node.inputs[1])
+    x = node.inputs[0]
+    if not _is_float(x) or weights is None or weights.ndim != 2 or len(shape_of(x)) < 2:  # type: ignore[arg-type]
+        return None
+    weights = weights.T
+    bias = np.zeros(weights.shape[0], np.float32)
+    last, followers = node, []
+    user = _sole_user(node.outputs[0])
+    if user is not None and user.op_type == "Add" and user.domain == "":
+        other = user.inputs[1] if user.inputs[0] is node.outputs[0] else user.inputs[0]
+        addend = array_of(other)
+        if addend is not None and addend.shape == bias.shape:
+            bias, last, followers = addend, user, [user]
+    last, more, bounds = (
+        _clamped(last) if last is not node else (node, [], {"low": -np.inf, "high": np.inf})
+    )
+    return "Gemm", {"weights": weights, "bias": bias}, dict(bounds), last, followers + more
+
+
+def _max_pool(node: ir.Node) -> Claim | None:
+    if not _is_float(node.inputs[0], 4) or (len(node.outputs) > 1 and node.outputs[1].uses()):
+        return None
+    window = window_attributes(node, node.attributes.get_ints("kernel_shape", []))
+    return "MaxPool", {}, window, node, []
+
+
+def _average_pool(node: ir.Node) -> Claim | None:
+    if not _is_float(node.inputs[0], 4) or overhangs(node):
+        return None
+    window = window_attributes(node, node.attributes.get_ints("kernel_shape", []))
+    factors = pool_factors(node, window).astype(np.float32)
+    return "AveragePool", {"factors": factors}, window, node, []
+
+
+def _global_average(node: ir.Node) -> Claim | None:
+    x = node.inputs[0]
+    if not _is_float(x, 4) or x is None or len(shape_of(node.outputs[0])) != 4:
+        return None
+    if node.op_type == "ReduceMean" and not reduces_space(node):
+        return None
+    height, width = shape_of(x)[2:]
+    factors = np.full((1, 1), 1.0 / (height * width), np.float32)
+    return "AveragePool", {"factors": factors}, global_window(shape_of(x)), node, []
+
+
+_CLAIMS: dict[str, Callable[[ir.Node], Claim | None]] = {
+    "Conv": _conv,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "MaxPool": _max_pool,
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_average,
+    "ReduceMean": _global_average,
+}
+
+__all__ = ["DOMAIN", "claim_float_operators"]

@@ -1,0 +1,387 @@
+"""A QDQ graph becomes integer arithmetic.
+
+ONNX writes a quantized operator as DequantizeLinear → float operator → QuantizeLinear. This step
+replaces every such group by one node of the `edgepress` domain that works on 8-bit tensors: exact
+int32 sums, then the one requantisation rule (docs/integer.md). ReLU and Clip between an operator
+and its QuantizeLinear become the clamp of that rule. What has no integer form stays float between
+`Dequantize` and `Quantize`: a float island.
+
+The result is still NCHW and still an ONNX graph; the NumPy reference
+(`edgepress.targets.reference`) and the kernel generators both start from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from edgepress.targets.lowering.dialect import Builder, array_of, dtype_of, shape_of
+from edgepress.targets.lowering.window import clip_bounds
+
+Array = npt.NDArray[Any]
+_LOWEST = {"uint8": 0, "int8": -128}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """Scale, zero point and dtype of an 8-bit tensor in storage form."""
+
+    scale: np.float32
+    zero_point: int
+    dtype: str
+
+    @property
+    def lowest(self) -> int:
+        """Smallest value of the dtype."""
+        return _LOWEST[self.dtype]
+
+    def clamp(self, low: float, high: float) -> tuple[int, int]:
+        """Return the clamp on 8-bit values that equals a clamp on real ones."""
+        bounds = []
+        for bound in (low, high):
+            real = np.clip(bound / np.float64(self.scale), -1e6, 1e6)
+            bounds.append(int(np.clip(np.rint(real) + self.zero_point, self.lowest, self.lowest + 255)))
+        return bounds[0], bounds[1]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """An 8-bit value and what it stands for."""
+
+    value: ir.Value
+    quantization: Quantization
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A constant behind a DequantizeLinear: int values, scale per channel or one, zero point 0."""
+
+    array: Array
+    scale: Array
+    zero_point: Array
+    axis: int
+
+
+@dataclass(frozen=True)
+class Pending:
+    """An operator that becomes an integer node as soon as its QuantizeLinear tells the scale."""
+
+    node: ir.Node
+    output: int
+    low: float = -np.inf
+    high: float = np.inf
+
+
+def is_quantized(model: ir.Model) -> bool:
+    """Tell whether the graph holds QuantizeLinear or DequantizeLinear nodes."""
+    return any(n.op_type in ("QuantizeLinear", "DequantizeLinear") for n in model.graph)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Whether an operator has an integer form, and how to write it."""
+
+    accepts: Callable[[Integers, ir.Node], bool]
+    emit: Callable[[Integers, Pending, Quantization, str], ir.Value]
+
+
+class Integers:
+    """The new graph while it grows, and what is known of the old one's values."""
+
+    def __init__(self, model: ir.Model, storage: str, rules: Mapping[str, Rule]) -> None:
+        self.source, self.storage, self.rules = model, storage, rules
+        self.builder = Builder()
+        self.floats: dict[ir.Value, ir.Value] = {}
+        self.quantized: dict[ir.Value, Quantized] = {}  # 8-bit and dequantized values
+        self.weights: dict[ir.Value, Weight] = {}
+        self.pending: dict[ir.Value, Pending] = {}
+        self.moved: dict[ir.Node, list[ir.Value]] = {}
+
+    def run(self) -> ir.Model:
+        graph = self.source.graph
+        inputs = []
+        for value in graph.inputs:
+            copy = ir.Value(name=value.name, shape=value.shape, type=value.type)
+            self.builder.unique(value.name or "input")
+            inputs.append(copy)
+            self.floats[value] = copy
+        for name, value in graph.initializers.items():
+            array = array_of(value)
+            if array is not None and value not in self.floats:
+                self.builder.unique(name)
+        for node in graph:
+            self.lower(node)
+        outputs = []
+        for value in graph.outputs:
+            result = self.graph_output(value)
+            outputs.append(result)
+        return self.builder.model(self.source, inputs, outputs)
+
+    # Values ---------------------------------------------------------------------------------
+
+    def float_of(self, value: ir.Value | None) -> ir.Value | None:
+        """Return the value in the new graph in its original dtype, dequantizing it if need be."""
+        if value is None:
+            return None
+        if value in self.floats:
+            return self.floats[value]
+        if value in self.pending:
+            raise AssertionError(f"{value.name}: a pending value has a float user")
+        if value in self.weights:
+            weight = self.weights[value]
+            shape = [1] * weight.array.ndim
+            if weight.scale.size > 1:
+                shape[weight.axis] = -1
+            centred = weight.array.astype(np.float32) - weight.zero_point.reshape(shape)
+            result = self.builder.constant(
+                value.name or "weight", centred * weight.scale.reshape(shape)
+            )
+        elif value in self.quantized:
+            result = self.dequantize(value)
+        elif (array := array_of(value)) is not None:
+            result = self.constant_named(value, array)
+        else:
+            raise ValueError(f"{value.name!r} has no producer")
+        self.floats[value] = result
+        return result
+
+    def constant_named(self, value: ir.Value, array: Array) -> ir.Value:
+        name = value.name or "constant"
+        if name not in self.builder.initializers:
+            self.builder.release(name)
+            return self.builder.constant(name, array)
+        return self.builder.initializers[name]
+
+    def dequantize(self, value: ir.Value) -> ir.Value:
+        quantized = self.quantized[value]
+        if dtype_of(value) != "float32":  # an 8-bit value itself, wanted as it was
+            return self.convert(quantized, dtype_of(value), value.name or "quantized")
+        attributes = {
+            "scale": float(quantized.quantization.scale),
+            "zero_point": quantized.quantization.zero_point,
+        }
+        name = value.name or "dequantized"
+        return self.builder.node(
+            "Dequantize", [quantized.value], attributes, name, "float32", shape_of(value)
+        )
+
+    def convert(self, quantized: Quantized, dtype: str, name: str) -> ir.Value:
+        """Return the same integers in another 8-bit dtype."""
+        q = quantized.quantization
+        if q.dtype == dtype:
+            return quantized.value
+        shift = _LOWEST[dtype] - q.lowest
+        target = Quantization(q.scale, q.zero_point + shift, dtype)
+        return self.rescale(quantized, target, name)
+
+    def graph_output(self, value: ir.Value) -> ir.Value:
+        result = self.float_of(value)
+        assert result is not None
+        passed_through = result.producer() is None or result.name != value.name
+        if passed_through:
+            self.builder.release(value.name or "")
+            result = self.builder.node(
+                "Identity", [result], {}, value.name or "out", dtype_of(value), shape_of(value), ""
+            )
+        return result
+
+    def quantization(self, node: ir.Node) -> Quantization | None:
+        """Return the per-tensor 8-bit parameters of a Q or DQ node, in storage form."""
+        scale, zero = array_of(node.inputs[1]), None
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            zero = array_of(node.inputs[2])
+            if zero is None:
+                return None
+        if scale is None or scale.size != 1 or scale.dtype != np.float32:
+            return None
+        if not np.isfinite(scale.item()) or scale.item() < 2.0**-100:
+            return None
+        dtype = "uint8" if zero is None else str(zero.dtype)
+        if dtype not in _LOWEST or (zero is not None and zero.size != 1):
+            return None
+        shift = _LOWEST[self.storage] - _LOWEST[dtype]
+        point = (0 if zero is None else int(zero.item())) + shift
+        return Quantization(np.float32(scale.item()), point, self.storage)
+
+    # Nodes ----------------------------------------------------------------------------------
+
+    def lower(self, node: ir.Node) -> None:
+        if node.op_type == "QuantizeLinear" and self.lower_quantize(node):
+            return
+        if node.op_type == "DequantizeLinear" and self.lower_dequantize(node):
+            return
+        if node.op_type in ("Relu", "Clip") and self.join_clamp(node):
+            return
+        rule = self.rules.get(node.op_type)
+        if rule and all(_only_quantized(v) for v in node.outputs if v.uses()):
+            if rule.accepts(self, node):
+                for index, output in enumerate(node.outputs):
+                    self.pending[output] = Pending(node, index)
+                return
+        inputs = [self.float_of(value) for value in node.inputs]
+        for old, new in zip(node.outputs, self.builder.copy(node, inputs), strict=True):
+            self.floats[old] = new
+
+    def join_clamp(self, node: ir.Node) -> bool:
+        """Fold a ReLU or Clip into the pending operator before it."""
+        source = node.inputs[0]
+        if source is None or source not in self.pending or not _only_quantized(node.outputs[0]):
+            return False
+        pending, bounds = self.pending[source], clip_bounds(node)
+        if bounds is None:
+            return False
+        low, high = max(bounds[0], pending.low), min(bounds[1], pending.high)
+        self.pending[node.outputs[0]] = Pending(pending.node, pending.output, low, high)
+        return True
+
+    def lower_quantize(self, node: ir.Node) -> bool:
+        source, target = node.inputs[0], self.quantization(node)
+        if source is None or target is None or dtype_of(source) != "float32":
+            if source is not None and source in self.pending:
+                raise ValueError(
+                    f"{node.name}: only 8-bit per-tensor activations with constant scales can be "
+                    "compiled; quantize the model with `quantize-int8`"
+                )
+            return False
+        name = node.outputs[0].name or "quantized"
+        if source in self.pending:
+            pending = self.pending[source]
+            value = self.rules[pending.node.op_type].emit(self, pending, target, name)
+        elif source in self.quantized:
+            value = self.rescale(self.quantized[source], target, name)
+        else:
+            value = self.builder.node(
+                "Quantize",
+                [self.float_of(source)],
+                {"scale": float(target.scale), "zero_point": target.zero_point},
+                name,
+                target.dtype,
+                shape_of(source),
+            )
+        self.quantized[node.outputs[0]] = Quantized(value, target)
+        return True
+
+    def lower_dequantize(self, node: ir.Node) -> bool:
+        source, output = node.inputs[0], node.outputs[0]
+        assert source is not None
+        array = array_of(source)
+        if array is not None:
+            scale = array_of(node.inputs[1])
+            zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
+            if scale is None or node.attributes.get_int("block_size", 0):
+                return False
+            zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
+            axis = node.attributes.get_int("axis", 1) % max(array.ndim, 1)
+            weight = Weight(array, scale.astype(np.float32).ravel(), zero.ravel(), axis)
+            self.weights[output] = weight
+            return True
+        quantization = self.quantization(node)
+        if quantization is None:
+            return False
+        if source in self.quantized:
+            known = self.quantized[source]
+            self.quantized[output] = Quantized(known.value, quantization)
+            return True
+        if source in self.floats and dtype_of(source) in _LOWEST:  # an 8-bit graph input
+            dtype = dtype_of(source)
+            shift = _LOWEST[dtype] - _LOWEST[self.storage]
+            given = Quantization(quantization.scale, quantization.zero_point + shift, dtype)
+            value = self.convert(
+                Quantized(self.floats[source], given), self.storage, f"{source.name}_stored"
+            )
+            self.quantized[output] = Quantized(value, quantization)
+            return True
+        return False
+
+    # Emitting -------------------------------------------------------------------------------
+
+    def operand(self, value: ir.Value | None) -> Quantized | None:
+        """Return the 8-bit form of an input, constants included; None where it has none."""
+        if value is None:
+            return None
+        if value in self.quantized:
+            return self.quantized[value] if dtype_of(value) == "float32" else None
+        weight = self.weights.get(value)
+        if weight is None or weight.scale.size != 1 or str(weight.array.dtype) not in _LOWEST:
+            return None
+        shift = _LOWEST[self.storage] - _LOWEST[str(weight.array.dtype)]
+        stored = (weight.array.astype(np.int64) + shift).astype(self.storage)
+        constant = self.builder.constant(f"{value.name}_stored", stored)
+        point = int(weight.zero_point[0]) + shift
+        if not weight.scale[0] >= 2.0**-100:
+            return None
+        self.quantized[value] = Quantized(
+            constant, Quantization(weight.scale[0], point, self.storage)
+        )
+        return self.quantized[value]
+
+    def has_operand(self, value: ir.Value | None) -> bool:
+        return self.operand(value) is not None
+
+    def bias(self, value: ir.Value | None, scales: Array) -> Array | None:
+        """Return an int32 bias for products with these scales; None where it is not constant."""
+        if value is None:
+            return np.zeros(scales.size, np.int32)
+        if value in self.weights and self.weights[value].array.dtype == np.int32:
+            weight = self.weights[value]
+            if np.array_equal(np.broadcast_to(weight.scale, scales.shape), scales):
+                return weight.array.ravel()
+            real = weight.array.ravel().astype(np.float64) * weight.scale.astype(np.float64)
+        else:
+            array = array_of(value)
+            if array is None or array.dtype != np.float32:
+                return None
+            real = array.ravel().astype(np.float64)
+        real = np.broadcast_to(real, scales.shape)
+        limit = 2.0**31 - 1
+        return np.rint(np.clip(real / scales.astype(np.float64), -limit, limit)).astype(np.int32)
+
+    def rescale(
+        self,
+        source: Quantized,
+        target: Quantization,
+        name: str,
+        low: float = -np.inf,
+        high: float = np.inf,
+    ) -> ir.Value:
+        """Return the value at another scale, clamped; itself where nothing changes."""
+        bounds = target.clamp(low, high)
+        if source.quantization == target and bounds == target.clamp(-np.inf, np.inf):
+            return source.value
+        q = source.quantization
+        return self.builder.node(
+            "Rescale",
+            [source.value],
+            {
+                "x_zero_point": q.zero_point,
+                "multiplier": float(np.float32(np.float64(q.scale) / np.float64(target.scale))),
+                **output_attributes(target, bounds),
+            },
+            name,
+            target.dtype,
+            shape_of(source.value),
+        )
+
+
+def output_attributes(target: Quantization, bounds: tuple[int, int]) -> dict[str, int]:
+    """Return the attributes that every requantising node has."""
+    return {"zero_point": target.zero_point, "low": bounds[0], "high": bounds[1]}
+
+
+def _only_quantized(value: ir.Value) -> bool:
+    """Tell whether a float value is only ever quantized, directly or behind a ReLU or Clip."""
+    if value.is_graph_output() or not value.uses():
+        return False
+    for user, index in value.uses():
+        if user.op_type == "QuantizeLinear" and index == 0:
+            continue
+        if user.op_type in ("Relu", "Clip") and index == 0 and clip_bounds(user) is not None:
+            if len(value.uses()) == 1 and _only_quantized(user.outputs[0]):
+                continue
+        return False
+    return True

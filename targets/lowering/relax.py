@@ -1,0 +1,110 @@
+"""Standard ONNX operators → kernels, through TVM Relax.
+
+The way for every operator that has no kernel generator of its own: TVM imports the nodes, makes
+each a TIR function, folds constants and fuses neighbours; `schedules/generic.py` schedules what
+comes out. What TVM imports wrongly, `operators.py` refuses and `decompose.py` avoids.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import tvm
+import tvm_ffi
+from tvm import relax
+from tvm.relax.frontend.onnx import from_onnx
+
+from edgepress.targets.base import Target, UnsupportedModel
+from edgepress.targets.load import tvm_target
+from edgepress.targets.lowering import operators
+from edgepress.targets.lowering.decompose import decompose
+from edgepress.targets.lowering.relax_program import program_from_relax
+from edgepress.targets.program import Program
+
+_RUNTIME_CALLS = ("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")
+
+
+def lower_region(model: ir.Model, target: Target, prefix: str) -> Program:
+    """Lower a model of standard ONNX nodes.
+
+    Args:
+        model: standalone; every value has a static shape and a dtype of `program.DTYPES`.
+        target: where the kernels will run.
+        prefix: of the names of all kernels, constants and inner tensors, so that programs of
+            several regions can be joined. Inputs and outputs keep their ONNX names.
+
+    Returns:
+        A valid program. An output that is an input, a constant or another output is copied.
+
+    Raises:
+        UnsupportedModel: lists every node that cannot be lowered, and why.
+    """
+    proto = ir.to_proto(model)
+    if reasons := operators.unsupported(proto):
+        raise UnsupportedModel(reasons)
+    proto = decompose(proto)
+    try:
+        program = _lower(proto, target, prefix)
+    except Exception as error:  # TVM raises every kind, AssertionError included
+        raise UnsupportedModel(_blame(proto, target, error)) from error
+    program.validate()
+    return program
+
+
+def _lower(proto: onnx.ModelProto, target: Target, prefix: str) -> Program:
+    initializers = {tensor.name for tensor in proto.graph.initializer}
+    inputs = [value.name for value in proto.graph.input if value.name not in initializers]
+    outputs = [value.name for value in proto.graph.output]
+    return program_from_relax(_legalize(_import(proto), target), inputs, outputs, target, prefix)
+
+
+def _import(proto: onnx.ModelProto) -> Any:
+    """Import with TVM, which warns and prints about what it also raises."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        return from_onnx(proto, keep_params_in_input=False)
+
+
+def _legalize(module: Any, target: Target) -> Any:
+    """Turn Relax operators into calls of fused TIR functions."""
+    passes = [
+        relax.transform.DecomposeOpsForInference(),
+        relax.transform.LegalizeOps(),
+        relax.transform.FoldConstant(),
+        relax.transform.RewriteDataflowReshape(),
+        relax.transform.AnnotateTIROpPattern(),
+        relax.transform.FuseOps(),
+        relax.transform.FuseTIR(),
+        relax.transform.DeadCodeElimination(),
+    ]
+    with tvm_target(target):
+        module = tvm.ir.transform.Sequential(passes)(module)
+    for function in module.functions.values():
+        tvm_ffi.structural_walk(function, (tvm.ir.Call, _refuse_runtime_call))
+    return module
+
+
+def _refuse_runtime_call(call: Any) -> None:
+    if getattr(call.op, "name", "") in _RUNTIME_CALLS:
+        raise NotImplementedError(f"it needs {call.args[0]} of TVM's runtime")
+
+
+def _blame(proto: onnx.ModelProto, target: Target, error: Exception) -> list[tuple[str, str]]:
+    """Find the nodes that TVM cannot lower, by lowering each alone."""
+    reasons = []
+    for node, alone in operators.single_node_models(proto):
+        try:
+            _lower(alone, target, "")
+        except Exception as why:
+            reasons.append((node, f"TVM cannot lower it: {_last_line(why)}"))
+    return reasons or [(proto.graph.name or "the graph", f"TVM: {_last_line(error)}")]
+
+
+def _last_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

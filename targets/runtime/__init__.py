@@ -1,0 +1,1 @@
+"""The C that runs on the board."""

@@ -1,0 +1,56 @@
+/* The C API of one compiled model.
+ *
+ * Threads: every function may be called from any thread; calls take turns, so only one inference
+ * runs at a time. Error texts belong to the thread that got the error. Memory that inputs and
+ * outputs point to must not overlap, and must be aligned to MODEL_ALIGNMENT bytes, for example by
+ * `_Alignas(MODEL_ALIGNMENT) float image[784];` or `aligned_alloc(MODEL_ALIGNMENT, …)`.
+ */
+#ifndef MODEL_H
+#define MODEL_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define MODEL_ALIGNMENT 64
+#define MODEL_MAX_THREADS 256
+
+/* What the functions return. The executable exits with the same numbers. */
+#define MODEL_OK 0
+#define MODEL_FAILED 1    /* a kernel or a check failed */
+#define MODEL_UNUSABLE 2  /* a bad argument, a missing or damaged weights file, no memory */
+#define MODEL_WRONG_CPU 3 /* this CPU lacks instructions that the model was compiled for */
+
+struct model_tensor {
+    const char *name;
+    const char *dtype; /* bool, uint8, int8, int16, int32, int64 or float32, little-endian */
+    int rank;
+    const int64_t *shape; /* `rank` sizes; row-major */
+    uint64_t bytes;
+};
+
+/* Check the CPU, map the weights and allocate memory. `weights_path` NULL means `weights.epw`
+ * beside the running executable, or else in the current folder. */
+int model_open(const char *weights_path);
+
+/* Run one inference: one pointer per model input, one per model output, in the model's order. */
+int model_run(const void *const *inputs, void *const *outputs);
+
+/* Use `threads` threads from now on, 1 to MODEL_MAX_THREADS; before or after model_open. Where
+ * memory for them is lacking, the model is closed. */
+int model_set_threads(int threads);
+
+/* Give everything back. The model can be opened again. */
+void model_close(void);
+
+/* Why the latest failing call on this thread failed; valid until its next call. */
+const char *model_last_error(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

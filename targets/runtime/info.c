@@ -1,0 +1,55 @@
+#include <stdio.h>
+
+#include "commands.h"
+#include "cpu.h"
+#include "description.h"
+#include "json.h"
+#include "threads.h"
+
+static void print_tensors(const struct model_tensor *tensors, int count, const double *tolerances)
+{
+    for (int i = 0; i < count; i++) {
+        printf("%s{\"name\": ", i > 0 ? ", " : "");
+        json_string(tensors[i].name);
+        printf(", \"dtype\": \"%s\", \"shape\": [", tensors[i].dtype);
+        for (int axis = 0; axis < tensors[i].rank; axis++)
+            printf("%s%lld", axis > 0 ? ", " : "", (long long)tensors[i].shape[axis]);
+        printf("], \"bytes\": %llu", (unsigned long long)tensors[i].bytes);
+        if (tolerances != NULL) {
+            printf(", \"tolerance\": ");
+            json_number(tolerances[i]);
+        }
+        putchar('}');
+    }
+}
+
+int info_command(const struct options *options)
+{
+    int available = threads_available();
+    int threads = available < description.threads ? available : description.threads;
+    bool supported = true;
+    printf("{\"name\": ");
+    json_string(description.name);
+    printf(", \"target\": ");
+    json_string(description.target);
+    printf(", \"inputs\": [");
+    print_tensors(description.inputs, description.input_count, NULL);
+    printf("], \"outputs\": [");
+    print_tensors(description.outputs, description.output_count, description.tolerances);
+    printf("], \"threads\": %d", options->threads > 0 ? options->threads : threads);
+    printf(", \"calls\": %d", description.call_count);
+    printf(", \"arena_bytes\": %llu, \"workspace_bytes\": %llu, \"weight_bytes\": %llu",
+           (unsigned long long)description.arena_bytes,
+           (unsigned long long)description.workspace_bytes,
+           (unsigned long long)description.weight_bytes);
+    printf(", \"features\": {");
+    for (int i = 0; description.features[i] != NULL; i++) {
+        bool present = cpu_has(description.features[i]);
+        supported = supported && present;
+        printf("%s", i > 0 ? ", " : "");
+        json_string(description.features[i]);
+        printf(": %s", present ? "true" : "false");
+    }
+    printf("}, \"supported\": %s}\n", supported ? "true" : "false");
+    return MODEL_OK;
+}

@@ -1,0 +1,192 @@
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "beside.h"
+#include "cpu.h"
+#include "description.h"
+#include "error.h"
+#include "model.h"
+#include "profile.h"
+#include "threads.h"
+#include "weights.h"
+#include "workspace.h"
+
+static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
+static bool is_open;
+static bool threads_chosen;
+static struct weights weights;
+static const void **weight_data;
+static uint8_t *arena;
+
+void (*profile_after_call)(int call);
+
+static void close_all(void)
+{
+    threads_stop();
+    workspace_close();
+    weights_close(&weights);
+    free(weight_data);
+    free(arena);
+    weight_data = NULL;
+    arena = NULL;
+    is_open = false;
+}
+
+/* Whether the weights file belongs to this code. */
+static int check_weights(const char *path)
+{
+    bool fits = weights.checksum == description.weights_checksum &&
+                weights.count == (uint32_t)description.weight_count;
+    for (int i = 0; fits && i < description.weight_count; i++)
+        fits = weights.tensors[i].bytes == description.weight_sizes[i];
+    if (fits)
+        return 0;
+    error_set("%s holds the weights of another model than %s. Copy the bundle again as a whole.",
+              path, description.name);
+    return -1;
+}
+
+static int open_weights(const char *path)
+{
+    char found[BESIDE_BYTES];
+    if (path == NULL) {
+        if (beside_executable(found, "weights.epw") != 0 || access(found, R_OK) != 0)
+            strcpy(found, "weights.epw");
+        path = found;
+    }
+    if (weights_open(&weights, path) != 0 || check_weights(path) != 0)
+        return -1;
+    weight_data = calloc((size_t)description.weight_count + 1, sizeof *weight_data);
+    if (weight_data == NULL) {
+        error_set("no memory");
+        return -1;
+    }
+    for (int i = 0; i < description.weight_count; i++)
+        weight_data[i] = weights.tensors[i].data;
+    return 0;
+}
+
+static int open_arena(void)
+{
+    uint64_t bytes = description.arena_bytes;
+    if (bytes > 0 && bytes <= SIZE_MAX)
+        arena = aligned_alloc(MODEL_ALIGNMENT, (size_t)bytes);
+    if (bytes > 0 && arena == NULL) {
+        error_set("no memory for %llu bytes of activations", (unsigned long long)bytes);
+        return -1;
+    }
+    return 0;
+}
+
+static int open_locked(const char *path)
+{
+    if (is_open) {
+        error_set("the model is open already");
+        return MODEL_UNUSABLE;
+    }
+    if (cpu_check(description.features) != 0)
+        return MODEL_WRONG_CPU;
+    if (!threads_chosen) {
+        int available = threads_available();
+        threads_set(available < description.threads ? available : description.threads);
+    }
+    if (open_weights(path) != 0 || open_arena() != 0 ||
+        workspace_open(description.workspace_bytes, threads_count()) != 0) {
+        close_all();
+        return MODEL_UNUSABLE;
+    }
+    is_open = true;
+    return MODEL_OK;
+}
+
+static int check_pointers(const char *what, const void *const *pointers,
+                          const struct model_tensor *tensors, int count)
+{
+    for (int i = 0; i < count; i++) {
+        if (tensors[i].bytes == 0)
+            continue;
+        if (pointers[i] == NULL || (uintptr_t)pointers[i] % MODEL_ALIGNMENT != 0) {
+            error_set("the memory of %s %s must be aligned to %d bytes", what, tensors[i].name,
+                      MODEL_ALIGNMENT);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int run_locked(const void *const *inputs, void *const *outputs)
+{
+    if (!is_open) {
+        error_set("the model is not open: call model_open first");
+        return MODEL_UNUSABLE;
+    }
+    if (check_pointers("input", inputs, description.inputs, description.input_count) != 0 ||
+        check_pointers("output", (const void *const *)outputs, description.outputs,
+                       description.output_count) != 0)
+        return MODEL_UNUSABLE;
+    workspace_begin_run();
+    error_set("%s", "");
+    for (int call = 0; call < description.call_count; call++) {
+        int32_t code = driver_call(call, arena, weight_data, inputs, outputs);
+        if (code != 0) {
+            char why[ERROR_TEXT_BYTES];
+            snprintf(why, sizeof why, "%s", error_text());
+            error_set("%s failed with code %d: %s", description.nodes[call], (int)code,
+                      why[0] != '\0' ? why : "the kernel gave no reason");
+            return MODEL_FAILED;
+        }
+        if (profile_after_call != NULL)
+            profile_after_call(call);
+    }
+    return MODEL_OK;
+}
+
+int model_open(const char *weights_path)
+{
+    pthread_mutex_lock(&turn);
+    int code = open_locked(weights_path);
+    pthread_mutex_unlock(&turn);
+    return code;
+}
+
+int model_run(const void *const *inputs, void *const *outputs)
+{
+    pthread_mutex_lock(&turn);
+    int code = run_locked(inputs, outputs);
+    pthread_mutex_unlock(&turn);
+    return code;
+}
+
+int model_set_threads(int threads)
+{
+    if (threads < 1 || threads > MODEL_MAX_THREADS) {
+        error_set("%d threads: must be 1 to %d", threads, MODEL_MAX_THREADS);
+        return MODEL_UNUSABLE;
+    }
+    pthread_mutex_lock(&turn);
+    int code = MODEL_OK;
+    threads_set(threads);
+    threads_chosen = true;
+    if (is_open && workspace_open(description.workspace_bytes, threads) != 0) {
+        close_all();
+        code = MODEL_UNUSABLE;
+    }
+    pthread_mutex_unlock(&turn);
+    return code;
+}
+
+void model_close(void)
+{
+    pthread_mutex_lock(&turn);
+    close_all();
+    pthread_mutex_unlock(&turn);
+}
+
+const char *model_last_error(void)
+{
+    return error_text();
+}

@@ -1,0 +1,212 @@
+#define _GNU_SOURCE /* sched_getaffinity */
+
+#include "threads.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "error.h"
+#include "model.h"
+
+/* What a kernel hands over: do part `task_id` of `env->num_task` equal parts. */
+struct parallel_group {
+    void *sync_handle;
+    int32_t num_task;
+};
+typedef int (*parallel_lambda)(int task_id, struct parallel_group *group, void *data);
+
+/* Kernels reach the pool through this pointer, which is weak in their object file. */
+extern int (*__TVMBackendParallelLaunch)(parallel_lambda lambda, void *data, int num_task);
+
+/* Some tens of microseconds: kernels of one inference follow each other faster than a sleeping
+ * thread wakes up. At rest every thread sleeps. */
+enum { SPINS = 2000 };
+
+static struct {
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    pthread_cond_t finished;
+    pthread_t threads[MODEL_MAX_THREADS];
+    int count;           /* threads wanted, the calling one included */
+    int started;         /* threads that run, the calling one not included */
+    atomic_uint job;     /* changes when there is a new job, or none will come any more */
+    atomic_int unfinished;
+    bool stopping;
+    parallel_lambda lambda;
+    void *data;
+    struct parallel_group group;
+    int result; /* of the first part that failed */
+    char failure[ERROR_TEXT_BYTES];
+} pool = {
+    .lock = PTHREAD_MUTEX_INITIALIZER,
+    .wake = PTHREAD_COND_INITIALIZER,
+    .finished = PTHREAD_COND_INITIALIZER,
+    .count = 1,
+};
+
+static _Thread_local int own_index;
+static _Thread_local bool inside_job;
+
+static void relax(void)
+{
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__) || defined(__arm__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* Do this thread's part of the job, unless there are fewer parts than threads. */
+static void do_part(void)
+{
+    if (own_index >= pool.group.num_task)
+        return;
+    inside_job = true;
+    int result = pool.lambda(own_index, &pool.group, pool.data);
+    inside_job = false;
+    if (result == 0)
+        return;
+    pthread_mutex_lock(&pool.lock);
+    if (pool.result == 0) {
+        pool.result = result;
+        snprintf(pool.failure, sizeof pool.failure, "%s", error_text());
+    }
+    pthread_mutex_unlock(&pool.lock);
+}
+
+/* Wait until the job's number is no longer `seen`: first awake, then asleep. */
+static void wait_for_job(unsigned seen)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool.job, memory_order_acquire) != seen)
+            return;
+        relax();
+    }
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load_explicit(&pool.job, memory_order_acquire) == seen)
+        pthread_cond_wait(&pool.wake, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void announce_job(void)
+{
+    pthread_mutex_lock(&pool.lock);
+    atomic_fetch_add_explicit(&pool.job, 1, memory_order_release);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void wait_until_finished(void)
+{
+    for (int i = 0; i < SPINS; i++) {
+        if (atomic_load_explicit(&pool.unfinished, memory_order_acquire) == 0)
+            return;
+        relax();
+    }
+    pthread_mutex_lock(&pool.lock);
+    while (atomic_load_explicit(&pool.unfinished, memory_order_acquire) != 0)
+        pthread_cond_wait(&pool.finished, &pool.lock);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+static void *work(void *index)
+{
+    own_index = (int)(intptr_t)index;
+    for (unsigned seen = 0;; seen++) {
+        wait_for_job(seen);
+        if (pool.stopping)
+            return NULL;
+        do_part();
+        if (atomic_fetch_sub_explicit(&pool.unfinished, 1, memory_order_acq_rel) == 1) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_signal(&pool.finished);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+}
+
+/* Start the pool if it does not run yet. 0, or -1 with error_text() set. */
+static int start(void)
+{
+    if (pool.started == pool.count - 1)
+        return 0;
+    atomic_store(&pool.job, 0);
+    pool.stopping = false;
+    for (int index = 1; index < pool.count; index++) {
+        int code = pthread_create(&pool.threads[index], NULL, work, (void *)(intptr_t)index);
+        if (code != 0) {
+            threads_stop();
+            error_set("cannot start thread %d of %d: %s. Use fewer threads.", index + 1,
+                      pool.count, strerror(code));
+            return -1;
+        }
+        pool.started = index;
+    }
+    return 0;
+}
+
+/* Run all parts of a kernel's work; `num_task` 0 means as many parts as threads. */
+static int launch(parallel_lambda lambda, void *data, int num_task)
+{
+    if (num_task <= 0 || num_task > pool.count)
+        num_task = pool.count;
+    if (num_task == 1 || inside_job) {
+        struct parallel_group alone = {NULL, 1};
+        return lambda(0, &alone, data);
+    }
+    if (start() != 0)
+        return -1;
+    pool.lambda = lambda;
+    pool.data = data;
+    pool.group = (struct parallel_group){NULL, num_task};
+    pool.result = 0;
+    atomic_store_explicit(&pool.unfinished, pool.started, memory_order_relaxed);
+    announce_job();
+    do_part();
+    wait_until_finished();
+    if (pool.result != 0)
+        error_set("%s", pool.failure);
+    return pool.result;
+}
+
+int (*__TVMBackendParallelLaunch)(parallel_lambda lambda, void *data, int num_task) = launch;
+
+void threads_set(int count)
+{
+    threads_stop();
+    pool.count = count;
+}
+
+int threads_count(void)
+{
+    return pool.count;
+}
+
+int threads_index(void)
+{
+    return own_index;
+}
+
+int threads_available(void)
+{
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) < 1)
+        return 1;
+    return CPU_COUNT(&set);
+}
+
+void threads_stop(void)
+{
+    if (pool.started == 0)
+        return;
+    pool.stopping = true;
+    announce_job();
+    for (int index = 1; index <= pool.started; index++)
+        pthread_join(pool.threads[index], NULL);
+    pool.started = 0;
+}

@@ -1,0 +1,20 @@
+/* A pool of threads for kernels that divide their work. */
+#ifndef THREADS_H
+#define THREADS_H
+
+/* Threads that kernels may use, the calling one included. Ends a running pool; a pool starts with
+ * the first kernel that wants it, and never where `count` is 1. */
+void threads_set(int count);
+
+int threads_count(void);
+
+/* Index of the calling thread: 0 outside the pool, else 1 to threads_count() - 1. */
+int threads_index(void);
+
+/* CPUs that this process may run on. */
+int threads_available(void);
+
+/* End the pool and wait for its threads. */
+void threads_stop(void);
+
+#endif

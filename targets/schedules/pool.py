@@ -1,0 +1,125 @@
+"""Max and average pooling over the channels of NHWC tensors.
+
+The input is padded already: with the lowest value for a max pool, with the zero point (or 0.0) for
+an average, so that no window asks where it is. An average multiplies by one factor per output
+pixel, which carries the count of real pixels under that window and, for integers, the scales.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tvm import tirx
+
+from edgepress.targets.isa.base import Isa
+from edgepress.targets.schedules.emit import Expr, Kernel, cast, chunks, load, repeat, splat
+from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
+
+_PARALLEL_READS = 400_000  # below this, waking a second thread costs more than it saves
+
+
+@dataclass(frozen=True)
+class PoolShape:
+    """Geometry; the input is already padded. `kernel`, `strides`, `dilations`: (height, width)."""
+
+    batch: int
+    height: int
+    width: int
+    channels: int
+    out_height: int
+    out_width: int
+    kernel: tuple[int, int]
+    strides: tuple[int, int] = (1, 1)
+    dilations: tuple[int, int] = (1, 1)
+
+    @property
+    def lines(self) -> int:
+        """Output rows over the whole batch."""
+        return self.batch * self.out_height
+
+    @property
+    def parallel(self) -> bool:
+        """Whether a second thread is worth waking."""
+        window = self.kernel[0] * self.kernel[1]
+        return self.lines * self.out_width * self.channels * window >= _PARALLEL_READS
+
+    def corner(self, line: Expr, column: Expr) -> Expr:
+        """Index of the first channel under the window's first tap."""
+        image, row = line // self.out_height, line % self.out_height
+        top = image * self.height + row * self.strides[0]
+        return (top * self.width + column * self.strides[1]) * self.channels
+
+    def tap(self, row: Expr, column: Expr) -> Expr:
+        """Distance of a tap from the corner."""
+        return (row * (self.dilations[0] * self.width) + column * self.dilations[1]) * self.channels
+
+
+def max_pool(name: str, shape: PoolShape, isa: Isa, dtype: str) -> Any:
+    """Generate the kernel: arguments x (padded) and y, both of `dtype`."""
+    kernel = Kernel(name)
+    x = kernel.argument("x", dtype, shape.batch * shape.height * shape.width * shape.channels)
+    y = kernel.argument("y", dtype, shape.lines * shape.out_width * shape.channels)
+    widest = isa.vector_bytes // np.dtype(dtype).itemsize
+    with (
+        kernel.loop("line", shape.lines, shape.parallel) as line,
+        kernel.loop("column", shape.out_width) as column,
+    ):
+        corner = kernel.let("corner", shape.corner(line, column))
+        pixel = kernel.let("pixel", (line * shape.out_width + column) * shape.channels)
+        for first, lanes, blocks in chunks(shape.channels, widest):
+            with kernel.loop("block", blocks) as block:
+                channel = kernel.let("channel", block * lanes + first)
+                highest = kernel.registers("highest", dtype, lanes)
+                kernel.store(highest, 0, load(x, corner + channel, lanes), lanes)
+                with (
+                    kernel.loop("row", shape.kernel[0]) as row,
+                    kernel.loop("tap", shape.kernel[1]) as tap,
+                ):
+                    value = load(x, corner + channel + shape.tap(row, tap), lanes)
+                    kernel.store(highest, 0, tirx.Max(load(highest, 0, lanes), value), lanes)
+                kernel.store(y, pixel + channel, load(highest, 0, lanes), lanes)
+    return kernel.finish()
+
+
+def average_pool(
+    name: str, shape: PoolShape, isa: Isa, dtype: str, zero_point: int, epilogue: Epilogue
+) -> Any:
+    """Generate the kernel.
+
+    Arguments of the kernel: x (padded), factors float32 `[out_height * out_width]`, y. `dtype` and
+    `zero_point` are those of x; a float32 x has zero point 0.
+    """
+    kernel = Kernel(name)
+    quantized = isinstance(epilogue, Requantise)
+    held_type = "int32" if quantized else "float32"
+    x = kernel.argument("x", dtype, shape.batch * shape.height * shape.width * shape.channels)
+    factors = kernel.argument("factors", "float32", shape.out_height * shape.out_width)
+    y = kernel.argument("y", epilogue.dtype, shape.lines * shape.out_width * shape.channels)
+    start = -zero_point * shape.kernel[0] * shape.kernel[1]
+    with (
+        kernel.loop("line", shape.lines, shape.parallel) as line,
+        kernel.loop("column", shape.out_width) as column,
+    ):
+        corner = kernel.let("corner", shape.corner(line, column))
+        pixel = kernel.let("pixel", (line * shape.out_width + column) * shape.channels)
+        index = (line % shape.out_height) * shape.out_width + column
+        factor = kernel.let("factor", load(factors, index))
+        for first, lanes, blocks in chunks(shape.channels, isa.lanes):
+            with kernel.loop("block", blocks) as block:
+                channel = kernel.let("channel", block * lanes + first)
+                total = kernel.registers("total", held_type, lanes)
+                kernel.store(total, 0, splat(start, held_type, lanes), lanes)
+                with (
+                    kernel.loop("row", shape.kernel[0]) as row,
+                    kernel.loop("tap", shape.kernel[1]) as tap,
+                ):
+                    value = load(x, corner + channel + shape.tap(row, tap), lanes)
+                    value = cast(value, held_type, lanes) if quantized else value
+                    kernel.store(total, 0, load(total, 0, lanes) + value, lanes)
+                scale = repeat(factor, lanes)
+                held = load(total, 0, lanes)
+                result = finish(held if quantized else held * scale, scale, epilogue, lanes)
+                kernel.store(y, pixel + channel, result, lanes)
+    return kernel.finish()
