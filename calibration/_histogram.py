@@ -23,14 +23,12 @@ class HistogramCalibrator(Calibrator):
 
     Attributes:
         bins: number of bins.
-        zeros: how many values were exactly 0, which every quantizer here represents without error.
     """
 
     sweeps = 2
 
     def __init__(self, bins: int) -> None:
         self.bins = bins
-        self.zeros = 0
         self._low, self._high = math.inf, -math.inf
         self._counts = np.zeros(bins, np.int64)
 
@@ -74,7 +72,6 @@ class HistogramCalibrator(Calibrator):
         index = place.astype(np.intp)
         np.clip(index, 0, self.bins - 1, out=index)
         self._counts += np.bincount(index, minlength=self.bins)
-        self.zeros += values.size - int(np.count_nonzero(values))
 
     def range(self) -> Range:
         """Return the range, inside the extremes. Raises CalibrationError without observations."""

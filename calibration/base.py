@@ -102,7 +102,8 @@ def calibrator_class(name: str) -> type[Calibrator]:
         near = difflib.get_close_matches(name, calibrator_names(), 2, 0.3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise CalibrationError(
-            f"no calibration method is called {name!r}.{hint} Known: {', '.join(calibrator_names())}."
+            f"no calibration method is called {name!r}.{hint} "
+            f"Known: {', '.join(calibrator_names())}."
         )
     module = importlib.import_module(f"edgepress.calibration.{name}")
     found = [

@@ -137,7 +137,8 @@ def quantize(
     scale, zero_point = _along(scale, values, axis), _along(zero_point, values, axis)
     with np.errstate(over="ignore"):  # a value far outside the range saturates
         steps = np.rint(values.astype(np.float32) / scale.astype(np.float32))
-    return np.clip(steps + zero_point, qmin, qmax).astype(dtype)
+    integers: Array = np.clip(steps + zero_point, qmin, qmax).astype(dtype)
+    return integers
 
 
 def dequantize(

@@ -124,14 +124,16 @@ def _from_npz(
 def _read_npz(path: Path) -> dict[str, Array]:
     """Read every array of the file. Objects would run code, so they are refused."""
     try:
-        loaded = np.load(path, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            raise CalibrationError(
-                f"{path}: it holds a single array without a name; write it with "
-                "np.savez(path, INPUT_NAME=array)."
-            )
-        with loaded:
-            return {name: loaded[name] for name in loaded.files}
+        # np.load leaves a file open that it opened itself and cannot read
+        with path.open("rb") as stream:
+            loaded = np.load(stream, allow_pickle=False)
+            if not isinstance(loaded, np.lib.npyio.NpzFile):
+                raise CalibrationError(
+                    f"{path}: it holds a single array without a name; write it with "
+                    "np.savez(path, INPUT_NAME=array)."
+                )
+            with loaded:
+                return {name: loaded[name] for name in loaded.files}
     except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CalibrationError(
             f"{path}: not a readable .npz of plain arrays ({error}); write it with np.savez."

@@ -15,7 +15,7 @@ import click
 
 from edgepress.calibration.base import calibrator_class, calibrator_names
 from edgepress.passes.base import pass_class, pass_names
-from edgepress.pipeline.cli import main as command_line
+from edgepress.pipeline.cli import cli
 from edgepress.targets.load import target_names
 
 NOTE = "<!-- Written by `make docs` out of the code; edit the docstrings or the TOML files. -->\n"
@@ -79,13 +79,14 @@ def targets_page() -> str:
 def cli_page() -> str:
     """Every command with its arguments and options."""
     parts = [NOTE, "# Command line\n"]
-    for name, command in sorted(command_line.commands.items()):
+    for name, command in sorted(cli.commands.items()):
         words = [_argument(p) for p in command.params if isinstance(p, click.Argument)]
         parts.append(f"## edgepress {' '.join([name, *words])}\n")
-        parts.append(inspect.cleandoc(command.help or "").replace("\b\n", "") + "\n")
+        text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+        parts.append(re.sub(r"^Example:\n  (.*)$", r"    \1", text, flags=re.MULTILINE) + "\n")
         options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
         if options:
-            rows = [(", ".join(f"`{o}`" for o in p.opts), p.help or "") for p in options]
+            rows = [(", ".join(f"`{o}`" for o in p.opts), _meaning(p)) for p in options]
             parts.append(_table(("option", "meaning"), rows))
     return "\n".join(parts)
 
@@ -118,8 +119,18 @@ def _toml(value: Any) -> str:
 
 
 def _argument(parameter: click.Argument) -> str:
-    word = (parameter.name or "").upper()
+    word = parameter.metavar or (parameter.name or "").upper()
     return word if parameter.required else f"[{word}]"
+
+
+def _meaning(option: click.Option) -> str:
+    """The help, then what click knows of the value."""
+    words = [option.help or ""]
+    if isinstance(option.type, click.Choice):
+        words.append(f"One of: {', '.join(option.type.choices)}.")
+    if option.show_default:
+        words.append(f"Default: {option.default}.")
+    return " ".join([*words, *(["Required."] if option.required else [])]).strip()
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:

@@ -80,26 +80,33 @@ class QdqWriter:
                     graph.outputs[index] = result
 
     def constant(
-        self, user: ir.Node, index: int, integers: Array, parameters: Parameters, axis: int | None
+        self,
+        user: ir.Node,
+        index: int,
+        name: str,
+        integers: Array,
+        parameters: Parameters,
+        axis: int | None,
     ) -> None:
-        """Replace a constant input of a node by integers and a DequantizeLinear.
+        """Give a node a quantized constant through a DequantizeLinear.
 
         Args:
             user: the node.
-            index: of the input.
+            index: of the input; one that the node does not have yet is added.
+            name: of the constant before it was quantized.
             integers: the quantized constant.
             parameters: its scale and zero point.
             axis: of several scales, or None for a single one.
         """
-        value = user.inputs[index]
-        assert value is not None, "the caller quantized it"
-        stored = self.initializer(f"{value.name}_quantized", integers)
+        if index >= len(user.inputs):
+            user.resize_inputs(index + 1)
+        stored = self.initializer(f"{name}_quantized", integers)
         inputs = [stored, *parameters]
         for known in stored.consumers():
             if known.op_type == "DequantizeLinear" and list(known.inputs) == inputs:
                 user.replace_input_with(index, known.outputs[0])
                 return
-        node = self._node("DequantizeLinear", inputs, value.name or "", axis=axis)
+        node = self._node("DequantizeLinear", inputs, name, axis=axis)
         node.outputs[0].shape = stored.shape
         self.graph.insert_before(user, node)
         user.replace_input_with(index, node.outputs[0])

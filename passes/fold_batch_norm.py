@@ -134,12 +134,15 @@ def _why_not(source: ir.Value) -> str:
     before = source.producer()
     if before is None or before.op_type not in _WEIGHTED:
         return _NOT_WEIGHTED
+    weight = constant(before.inputs[1])
+    if before.op_type == "MatMul" and (
+        weight is None or any(len(static_shape(value) or ()) != 2 for value in before.inputs)
+    ):
+        return _NOT_WEIGHTED
     if len(source.uses()) != 1 or source.is_graph_output():
         return f"{before.name} is read by others too"
-    if constant(before.inputs[1]) is None:
+    if weight is None:
         return f"the weights of {before.name} are not constant"
-    if before.op_type == "MatMul" and any(len(static_shape(v) or ()) != 2 for v in before.inputs):
-        return _NOT_WEIGHTED
     bias = before.inputs[2] if len(before.inputs) > 2 else None
     if bias is not None and constant(bias) is None:
         return f"the bias of {before.name} is not constant"

@@ -1,8 +1,8 @@
 """fold-pad: let a Conv or a pool do the padding that a Pad node before it does.
 
-A Conv pads with zeros, and so does an AveragePool that counts the padding; a MaxPool pads with minus
-infinity. Where a Pad does the same along spatial axes, its amounts are added to the `pads` of the
-node that reads it, and the padded copy of the tensor is never made.
+A Conv pads with zeros, and so does an AveragePool that counts the padding; a MaxPool pads with
+minus infinity. Where a Pad does the same along spatial axes, its amounts are added to the `pads` of
+the node that reads it, and the padded copy of the tensor is never made.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ def _why_not(user: ir.Node, index: int, begins: list[int], ends: list[int], valu
     if attributes.get_int("ceil_mode", 0):
         return f"{user.name} rounds its output up, where windows past the end count differently"
     if user.op_type == "MaxPool":
+        if any(other.uses() or other.is_graph_output() for other in user.outputs[1:]):
+            return f"{user.name} answers indices, which count the padding"
         lowest = _lowest(user.inputs[0])
         return "" if value == lowest else f"it pads with {value}, {user.name} with {lowest}"
     if any(old) and not attributes.get_int("count_include_pad", 0):

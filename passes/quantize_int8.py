@@ -13,16 +13,19 @@ import onnx_ir as ir
 from edgepress.calibration.base import Array, CalibrationError, Range
 from edgepress.calibration.qparams import (
     activation_qparams,
+    dequantize,
     fit_bias,
     quantize,
     quantize_bias,
     weight_qparams,
 )
+from edgepress.passes._bias_correction import channel_means, mean_shift
 from edgepress.passes._int8_rules import Plan, activations, constant, is_carrier, plan, results
 from edgepress.passes._qdq import Parameters, QdqWriter, scalar
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
 OLDEST_OPSET = 13  # the first with one scale per channel
+UNCORRECTED = "biases are not corrected: there are no samples to measure means on"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,13 +41,17 @@ class QuantizeInt8(Pass):
         activation: "uint8" or "int8".
         per_channel: one weight scale per output channel; false for one per weight.
         skip: regular expressions; a node stays float where one matches its whole name.
+        bias_correction: subtract from every bias the mean error that rounding the weights left,
+            measured on the calibration samples.
     """
 
     lossless: ClassVar[bool] = False
+    needs_samples: ClassVar[bool] = True
 
     activation: str = "uint8"
     per_channel: bool = True
     skip: tuple[str, ...] = ()
+    bias_correction: bool = True
 
     def requires(self, model: ir.Model, context: Context) -> None:  # noqa: ARG002
         """Refuse wrong options, an old opset, and activations without a calibrated range."""
@@ -65,7 +72,7 @@ class QuantizeInt8(Pass):
             for root in set(_sources(planned).values()):
                 self._range(root)
 
-    def call(self, model: ir.Model, context: Context) -> Outcome:  # noqa: ARG002
+    def call(self, model: ir.Model, context: Context) -> Outcome:
         """Plan, then write pairs and quantized constants."""
         if count := _is_quantized(model):
             note = (
@@ -73,7 +80,7 @@ class QuantizeInt8(Pass):
             )
             return Outcome(model=model, modified=False, notes=[note])
         planned = plan(model, self._skipped(model))
-        skipped = [(node.name or node.op_type, why) for node, why in planned.floats]
+        means = self._means(model, planned, context)
         before, originals = _weight_bytes(model), list(model.graph.initializers)
         writer = QdqWriter(model.graph)
         sources = _sources(planned)
@@ -87,7 +94,8 @@ class QuantizeInt8(Pass):
             at = {index: a for index, v in enumerate(node.inputs) if (a := constant(v)) is not None}
             if node.op_type in ("Conv", "Gemm", "MatMul") and at:
                 scale = scales[sources[activations(node)[0]]][0]
-                rescaled += self._weights(writer, node, at, scale)
+                mean = means.get(activations(node)[0]) if node.op_type != "MatMul" else None
+                rescaled += self._weights(writer, node, at, scale, mean)
                 constants += len(at)
             elif node.op_type in ("Add", "Mul", "Concat"):
                 shared = scales[sources[node.outputs[0]]] if node.op_type == "Concat" else None
@@ -111,8 +119,16 @@ class QuantizeInt8(Pass):
                 "weight_bytes_before": before,
                 "weight_bytes_after": _weight_bytes(model),
             },
-            skipped=skipped,
+            skipped=[(node.name or node.op_type, why) for node, why in planned.floats],
+            notes=[UNCORRECTED] if self.bias_correction and context.samples is None else [],
         )
+
+    def _means(self, model: ir.Model, planned: Plan, context: Context) -> dict[ir.Value, Array]:
+        """Measure what bias correction needs to know; nothing where it is off."""
+        if not self.bias_correction or context.samples is None:
+            return {}
+        layers = [node for node in planned.nodes if node.op_type in ("Conv", "Gemm")]
+        return channel_means(self.name, model, layers, context.samples, context)
 
     def _skipped(self, model: ir.Model) -> dict[ir.Node, str]:
         """Return the nodes that the user wants left float. Refuses a pattern without a match."""
@@ -164,37 +180,55 @@ class QuantizeInt8(Pass):
         shared: tuple[np.float32, int] | None,
     ) -> None:
         """Quantize a constant operand like an activation, by its own range or a shared scale."""
-        name = getattr(node.inputs[index], "name", "") or ""
+        name = _input_name(node, index)
         try:
             own = Range(float(array.min(initial=0)), float(array.max(initial=0)))
             scale, zero_point = shared or activation_qparams(own, self.activation)
         except CalibrationError as error:
             raise PassRefused(self.name, f"constant {name!r}", str(error)) from error
+        parameters = self._write(writer, name, scale, zero_point)
         integers = quantize(array, scale, zero_point, self.activation)
-        writer.constant(node, index, integers, self._write(writer, name, scale, zero_point), None)
+        writer.constant(node, index, name, integers, parameters, None)
 
     def _weights(
-        self, writer: QdqWriter, node: ir.Node, at: dict[int, Array], input_scale: np.float32
+        self,
+        writer: QdqWriter,
+        node: ir.Node,
+        at: dict[int, Array],
+        input_scale: np.float32,
+        mean: Array | None,
     ) -> int:
         """Quantize weight and bias; return how many channels were rescaled to fit the bias."""
         weight, bias = at[1], at.get(2)
-        axis = _channel_axis(node, weight) if self.per_channel else None
+        channels = _channel_axis(node, weight)
+        axis = channels if self.per_channel else None
         scales, zeros = weight_qparams(weight, axis)
         if bias is not None:
-            width = weight.shape[0 if node.op_type == "Conv" else _channel_axis(node, weight) or 0]
-            bias = np.broadcast_to(bias.reshape(-1), (width,))
+            bias = np.broadcast_to(bias.reshape(-1), (weight.shape[channels or 0],))
         fitted = fit_bias(scales, input_scale, bias)
-        name = node.inputs[1].name if node.inputs[1] is not None else ""
         integers = quantize(weight, fitted, zeros, "int8", axis)
-        writer.constant(node, 1, integers, writer.parameters(name or "", fitted, zeros), axis)
-        if bias is not None and node.inputs[2] is not None:
+        name = _input_name(node, 1)
+        parameters = writer.parameters(name, fitted, zeros)
+        writer.constant(node, 1, name, integers, parameters, axis)
+        if mean is not None:
+            error = dequantize(integers, fitted, zeros, axis).astype(np.float64) - weight
+            shift = mean_shift(node, error, mean)
+            bias = -shift if bias is None else bias - shift
+        if bias is not None:
             products = (fitted * input_scale).astype(np.float32)
+            name = _input_name(node, 2) or f"{node.outputs[0].name}_bias"
             parameters = writer.parameters(
-                f"{node.inputs[2].name}_quantized", products, np.zeros(products.shape, np.int32)
+                f"{name}_quantized", products, np.zeros(products.shape, np.int32)
             )
             steps = quantize_bias(bias, products)
-            writer.constant(node, 2, steps, parameters, 0 if products.ndim else None)
+            writer.constant(node, 2, name, steps, parameters, 0 if products.ndim else None)
         return int(np.count_nonzero(fitted != scales))
+
+
+def _input_name(node: ir.Node, index: int) -> str:
+    """Return the name of an input, or "" where the node has none there."""
+    value = node.inputs[index] if index < len(node.inputs) else None
+    return (value.name or "") if value is not None else ""
 
 
 def _channel_axis(node: ir.Node, weight: Array) -> int | None:

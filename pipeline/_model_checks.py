@@ -41,7 +41,7 @@ def unsupported_parts(model: ir.Model) -> list[str]:
     values = {id(v): v for v in (*model.graph.inputs, *model.graph.outputs)}
     values |= {id(v): v for v in model.graph.initializers.values()}
     parts = [
-        f"{value.name} ({value.type}): only plain numeric tensors are supported"
+        f"{value.name} ({_kind(value.type)}): only plain numeric tensors are supported"
         for value in values.values()
         if value.type is not None and not _is_numeric(value.type)
     ]
@@ -76,6 +76,11 @@ def one_line(error: Exception) -> str:
 def _is_numeric(kind: ir.TypeProtocol) -> bool:
     """Whether a type is a dense tensor of numbers or truth values."""
     return isinstance(kind, ir.TensorType) and kind.dtype not in _WORDS
+
+
+def _kind(kind: ir.TypeProtocol) -> str:
+    """Write a type for a message, such as `STRING` or `Sequence(Tensor(FLOAT))`."""
+    return str(kind.dtype) if isinstance(kind, ir.TensorType) else str(kind)
 
 
 def _why_unsupported(node: ir.Node, opset: int) -> str:

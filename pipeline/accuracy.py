@@ -68,5 +68,9 @@ def _percent(hits: Array) -> float:
 
 
 def stack(outputs: Outputs) -> Mapping[str, Array]:
-    """Stack the answers to all samples on a new first axis, by output name."""
-    return {name: np.stack([answer[name] for answer in outputs]) for name in outputs[0]}
+    """Stack the answers by output name as `[n, *shape without its batch axis of 1]`, like inputs."""
+    return {name: np.stack([_sample(answer[name]) for answer in outputs]) for name in outputs[0]}
+
+
+def _sample(array: Array) -> Array:
+    return array[0] if array.shape[:1] == (1,) else array

@@ -124,7 +124,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 def write_evidence(bundle: Bundle, evidence: dict[str, Any]) -> Bundle:
     """Replace `evidence.json` in one step. Raises OutputError."""
     evidence = {"schema": SCHEMA, "manifest_sha256": bundle.manifest_sha256, **evidence}
-    text = json.dumps(evidence, indent=1, sort_keys=True, allow_nan=False)
+    text = json.dumps(evidence, sort_keys=True, allow_nan=False)
     # beside the bundle, since a stray file inside would make it invalid
     folder = bundle.folder.absolute()
     temporary = folder.parent / f".{folder.name}.evidence-{os.getpid()}"

@@ -94,6 +94,11 @@ def output(metavar: str) -> Callable[[_Command], _Command]:
     return click.option("-o", "--output", type=PATH, required=True, metavar=metavar, help="Result.")
 
 
+def example(command: str) -> str:
+    """Show a command below the help, on a line of its own."""
+    return f"\b\nExample:\n  {command}"
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(importlib.metadata.version("edgepress"), prog_name="edgepress")
 def cli() -> None:
@@ -104,7 +109,9 @@ def cli() -> None:
     """
 
 
-@cli.command()
+@cli.command(
+    epilog=example("edgepress run model.onnx -t raspberry-pi-4 --calib train.npz -o bundle")
+)
 @MODEL
 @TARGET
 @RECIPE
@@ -118,18 +125,13 @@ def cli() -> None:
 @HTML
 @common
 def run(model: Path, target: str, recipe: str, as_json: bool, **options: Any) -> int:
-    """Compress, compile, bundle and verify MODEL.
-
-    \b
-    Example:
-      edgepress run model.onnx -t raspberry-pi-4 --calib train.npz --eval test.npz -o bundle
-    """
+    """Compress, compile, bundle and verify MODEL."""
     from edgepress.pipeline import commands
 
     return commands.run(model, target, recipe, as_json=as_json, check=True, **options)
 
 
-@cli.command("compile")
+@cli.command("compile", epilog=example("edgepress compile model.onnx -t native -o bundle"))
 @MODEL
 @TARGET
 @SHAPE
@@ -138,18 +140,15 @@ def run(model: Path, target: str, recipe: str, as_json: bool, **options: Any) ->
 @NO_CACHE
 @common
 def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
-    """Compile MODEL as it is: no compression, no verification.
-
-    \b
-    Example:
-      edgepress compile model.onnx -t native -o bundle
-    """
+    """Compile MODEL as it is: no compression, no verification."""
     from edgepress.pipeline import commands
 
     return commands.run(model, target, "none", as_json=as_json, check=False, **options)
 
 
-@cli.command()
+@cli.command(
+    epilog=example("edgepress compress model.onnx -r default --calib train.npz -o small.onnx")
+)
 @MODEL
 @RECIPE
 @CALIB
@@ -159,18 +158,13 @@ def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
 @NO_CACHE
 @common
 def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
-    """Run the graph passes of a recipe on MODEL and write the result as ONNX.
-
-    \b
-    Example:
-      edgepress compress model.onnx -r default --calib train.npz -o small.onnx
-    """
+    """Run the graph passes of a recipe on MODEL and write the result as ONNX."""
     from edgepress.pipeline import commands
 
     return commands.compress(model, recipe, as_json=as_json, **options)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress verify bundle -d qemu --eval test.npz --max-latency-ms 20"))
 @FOLDER
 @DEVICE_OPTION
 @EVAL
@@ -179,18 +173,13 @@ def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
 @HTML
 @common
 def verify(folder: Path, as_json: bool, **options: Any) -> int:
-    """Run the bundle DIR on a device and close its gates.
-
-    \b
-    Example:
-      edgepress verify bundle -d qemu --eval test.npz --max-latency-ms 20
-    """
+    """Run the bundle DIR on a device and close its gates."""
     from edgepress.pipeline import commands
 
     return commands.verify(folder, as_json=as_json, **options)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress infer bundle --data test.npz -o answers.npz"))
 @FOLDER
 @click.option("--data", type=PATH, required=True, help="Samples: an .npz with the model's inputs.")
 @DEVICE_OPTION
@@ -198,18 +187,13 @@ def verify(folder: Path, as_json: bool, **options: Any) -> int:
 @OVERWRITE
 @common
 def infer(folder: Path, as_json: bool, **options: Any) -> int:
-    """Ask the compiled model in DIR itself, and write its answers.
-
-    \b
-    Example:
-      edgepress infer bundle --data test.npz -o answers.npz
-    """
+    """Ask the compiled model in DIR itself, and write its answers."""
     from edgepress.pipeline import commands
 
     return commands.infer(folder, as_json=as_json, **options)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress bench bundle --against onnxruntime --threads 1"))
 @click.argument("path", metavar="DIR|MODEL", type=PATH)
 @click.option("--against", type=click.Choice(["onnxruntime"]), help="Race against this runtime.")
 @THREADS
@@ -217,101 +201,66 @@ def infer(folder: Path, as_json: bool, **options: Any) -> int:
 @click.option("--model", type=PATH, help="The original model, to race its fp32 too.")
 @common
 def bench(path: Path, as_json: bool, **options: Any) -> int:
-    """Time a bundle or a model on this machine, alone or in an interleaved race.
-
-    \b
-    Example:
-      edgepress bench bundle --against onnxruntime --threads 1
-    """
+    """Time a bundle or a model on this machine, alone or in an interleaved race."""
     from edgepress.pipeline import commands
 
     return commands.bench(path, as_json=as_json, **options)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress unpack bundle -o model.onnx"))
 @FOLDER
 @output("OUT.onnx")
 @OVERWRITE
 @common
 def unpack(folder: Path, as_json: bool, **options: Any) -> int:
-    """Write the decoded model of the bundle DIR; it runs in onnxruntime.
-
-    \b
-    Example:
-      edgepress unpack bundle -o model.onnx
-    """
+    """Write the decoded model of the bundle DIR; it runs in onnxruntime."""
     from edgepress.pipeline import commands
 
     return commands.unpack(folder, as_json=as_json, **options)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress inspect model.onnx --input-shape x:1x3x224x224"))
 @click.argument("path", metavar="MODEL|DIR", type=PATH)
 @SHAPE
 @common
 def inspect(path: Path, as_json: bool, **options: Any) -> int:
-    """Show inputs, outputs, operators, sizes and float islands of a model or a bundle.
-
-    \b
-    Example:
-      edgepress inspect model.onnx --input-shape x:1x3x224x224
-    """
+    """Show inputs, outputs, operators, sizes and float islands of a model or a bundle."""
     from edgepress.pipeline import commands
 
     return commands.inspect(path, as_json=as_json, **options)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress passes"))
 @common
 def passes(as_json: bool) -> int:
-    """List the passes and their options.
-
-    \b
-    Example:
-      edgepress passes
-    """
+    """List the passes and their options."""
     from edgepress.pipeline import listings
 
     return listings.passes(as_json=as_json)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress targets"))
 @common
 def targets(as_json: bool) -> int:
-    """List the boards.
-
-    \b
-    Example:
-      edgepress targets
-    """
+    """List the boards."""
     from edgepress.pipeline import listings
 
     return listings.targets(as_json=as_json)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress devices"))
 @common
 def devices(as_json: bool) -> int:
-    """List the devices and the targets that each can run here.
-
-    \b
-    Example:
-      edgepress devices
-    """
+    """List the devices and the targets that each can run here."""
     from edgepress.pipeline import listings
 
     return listings.devices(as_json=as_json)
 
 
-@cli.command()
+@cli.command(epilog=example("edgepress doctor"))
 @common
 def doctor(as_json: bool) -> int:
-    """Check this machine: what is installed, what is missing, and how to mend it.
-
-    \b
-    Example:
-      edgepress doctor
-    """
+    """Check this machine: what is installed, what is missing, and how to mend it."""
     from edgepress.pipeline import listings
 
     return listings.doctor(as_json=as_json)
@@ -338,7 +287,7 @@ def _fail(error: Exception, arguments: list[str]) -> int:
     code, message = exit_code(error), _paragraph(error)
     if code == BUG:
         message = (
-            f"this is a bug in edgepress: {type(error).__name__}: {message} "
+            f"this is a bug in edgepress: {type(error).__name__}: {message.rstrip('.')}. "
             "Run again with --debug and report what it prints."
         )
     print(f"edgepress: {message}", file=sys.stderr)

@@ -41,7 +41,7 @@ def run(
     """Run the whole pipeline; `edgepress run` and `edgepress compile`."""
     from edgepress.pipeline import report
     from edgepress.pipeline import run as pipeline
-    from edgepress.pipeline.html import html_report
+    from edgepress.pipeline.html_report import html_report
     from edgepress.pipeline.output import refuse_existing, write_file
     from edgepress.pipeline.recipe import load_recipe
     from edgepress.targets.load import load_target
@@ -63,7 +63,7 @@ def run(
     result = pipeline.run(request, cache=_cache(no_cache), progress=Progress())
     if html is not None:
         evidence = None if result.evidence is None else result.evidence.to_json()
-        page = html_report(result.bundle.manifest, evidence)
+        page = html_report(result.bundle, evidence)
         write_file(html, page.encode(), overwrite=overwrite)
     if as_json:
         _print_json(report.result_json(result))
@@ -124,7 +124,7 @@ def verify(
     """Close a bundle's gates on a device and keep the evidence in it; `edgepress verify`."""
     from edgepress.pipeline import report
     from edgepress.pipeline.bundle import read_bundle, write_evidence
-    from edgepress.pipeline.html import html_report
+    from edgepress.pipeline.html_report import html_report
     from edgepress.pipeline.output import OutputError, refuse_existing, write_file
     from edgepress.pipeline.verify import verify_folder
 
@@ -145,7 +145,7 @@ def verify(
     except OutputError as error:  # a bundle on a read-only disk can be verified too
         progress.note(f"the evidence is not kept in the bundle: {error}")
     if html is not None:
-        write_file(html, html_report(bundle.manifest, evidence.to_json()).encode())
+        write_file(html, html_report(bundle, evidence.to_json()).encode())
     if as_json:
         _print_json({"bundle": str(folder), **evidence.to_json()})
     else:
@@ -171,7 +171,8 @@ def infer(
     refuse_existing(output, overwrite=overwrite)
     answers = stack(infer_folder(read_bundle(folder), device, data, Progress()))
     buffer = io.BytesIO()
-    np.savez(buffer, **answers)
+    arrays: dict[str, Any] = dict(answers)
+    np.savez(buffer, **arrays)
     write_file(output, buffer.getvalue(), overwrite=overwrite)
     shapes = {name: list(array.shape) for name, array in answers.items()}
     if as_json:
@@ -192,15 +193,17 @@ def bench(
     as_json: bool,
 ) -> int:
     """Time a bundle or a model on this machine; `edgepress bench`."""
-    from edgepress.pipeline import race, report
+    from edgepress.pipeline import report
+    from edgepress.pipeline.race import bench as race
+    from edgepress.pipeline.race import race_table
 
-    result = race.bench(
+    result = race(
         path, model=model, against=against, threads=threads, rounds=rounds, progress=Progress()
     )
     if as_json:
         _print_json(result.to_json())
     else:
-        report.console().print(race.race_table(result))
+        report.console().print(race_table(result))
     return 0
 
 
@@ -220,13 +223,15 @@ def unpack(folder: Path, *, output: Path, overwrite: bool, as_json: bool) -> int
 
 def inspect(path: Path, *, input_shapes: Shapes, as_json: bool) -> int:
     """Show what is in a model or a bundle; `edgepress inspect`."""
-    from edgepress.pipeline import inspection, report
+    from edgepress.pipeline import report
+    from edgepress.pipeline.inspection import inspect as look
+    from edgepress.pipeline.inspection import show
 
-    found = inspection.inspect(path, input_shapes)
+    found = look(path, input_shapes)
     if as_json:
         _print_json(found)
     else:
-        inspection.show(found, report.console())
+        show(found, report.console())
     return 0
 
 

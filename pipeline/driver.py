@@ -73,6 +73,7 @@ class StepRecord:
         pass_name: the pass, as in recipes.
         options: its fields.
         modified: whether it changed anything.
+        lossless: whether the pass promises equal outputs.
         stats: its figures.
         skipped: `(what, why)` for everything it left alone.
         notes: sentences that the user should read.
@@ -87,6 +88,7 @@ class StepRecord:
     pass_name: str
     options: dict[str, Any]
     modified: bool
+    lossless: bool = True
     stats: dict[str, int | float] = field(default_factory=dict)
     skipped: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -198,6 +200,7 @@ class Driver:
             pass_name=step.name,
             options=dataclasses.asdict(step),
             modified=outcome.modified,
+            lossless=step.lossless,
             stats=dict(outcome.stats),
             skipped=list(outcome.skipped),
             notes=notes,

@@ -41,28 +41,21 @@ def load_model(path: Path) -> ir.Model:
     compile; one message lists every such node.
     """
     proto = _parse(path)
-    _check_opset(path, proto)
-    _check_names(path, proto)
-    _read_external_data(path, proto)
     try:
-        model = ir.from_proto(proto)
-        # Node names are wanted for messages, and inlining builds names from the caller's.
-        _normalise_domains(model)
-        _name_everything(model)
-        if model.functions:
-            model = InlinePass()(model).model
-            model.functions.clear()  # what is left is never called
-            _name_everything(model)
-        model = RemoveUnusedOpsetsPass()(model).model
-        model.graph.sort()
-    except Exception as error:
-        raise ModelError(f"{path}: this ONNX model is inconsistent: {one_line(error)}.") from error
-    if parts := unsupported_parts(model):
+        model = _model(path, proto)
+        parts, bad = unsupported_parts(model), bad_weights(model)
+    except ModelError:
+        raise
+    except Exception as error:  # a damaged file can hold anything
+        raise ModelError(
+            f"{path}: this ONNX model is inconsistent: {one_line(error)}. Export it again."
+        ) from error
+    if parts:
         raise ModelError(
             f"{path} cannot be compiled, {len(parts)} parts of it are not supported: "
             f"{'; '.join(parts)}. Export the model without them, or cut them off."
         )
-    if bad := bad_weights(model):
+    if bad:
         raise ModelError(f"{path}: bad weights: {'; '.join(bad)}. Export the trained model again.")
     try:
         CheckerPass()(model)
@@ -70,6 +63,23 @@ def load_model(path: Path) -> ir.Model:
         raise ModelError(
             f"{path}: the ONNX checker refuses this model: {one_line(error)}. Export it again."
         ) from error
+    return model
+
+
+def _model(path: Path, proto: onnx.ModelProto) -> ir.Model:
+    """Turn the protobuf into a complete model: data read, functions inlined, all named."""
+    _check_opset(path, proto)
+    _check_names(path, proto)
+    _read_external_data(path, proto)
+    model = ir.from_proto(proto)
+    _normalise_domains(model)
+    _name_everything(model)  # inlining builds names from those of the callers
+    if model.functions:
+        model = InlinePass()(model).model
+        model.functions.clear()  # what is left is never called
+        _name_everything(model)
+    model = RemoveUnusedOpsetsPass()(model).model
+    model.graph.sort()
     return model
 
 

@@ -16,7 +16,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 MARKER = "manifest.json"
@@ -104,7 +104,8 @@ def write_file(path: Path, data: bytes, *, overwrite: bool = False) -> None:
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> OutputError:

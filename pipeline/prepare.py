@@ -90,19 +90,13 @@ def prepare(
     )
     context = Context(samples=samples, input_shapes=context.input_shapes, simd_bytes=simd_bytes)
     driver.run(recipe.passes, context)
-    records = driver.records[len(driver.records) - len(recipe.passes) :]
-    lossy = [
-        step.name
-        for step, record in zip(recipe.passes, records, strict=True)
-        if record.modified and not step.lossless
-    ]
     return Prepared(
         source=source,
         original=original,
         canonical=canonical,
         compressed=driver.snapshot,
         steps=driver.records,
-        lossless=not lossy,
+        lossless=all(record.lossless or not record.modified for record in driver.records),
         calibration=samples,
         evaluation=tests,
     )

@@ -165,7 +165,7 @@ def size(count: float) -> str:
     >>> size(1536), size(300_000)
     ('1.54 kB', '300 kB')
     """
-    return f"{quantity(count)}B" if count >= 1000 else f"{count:.0f} B"
+    return f"{quantity(count)}B" if count >= 999.5 else f"{count:.0f} B"
 
 
 def quantity(count: float) -> str:
@@ -174,13 +174,11 @@ def quantity(count: float) -> str:
     >>> quantity(999), quantity(390_000_000)
     ('999', '390 M')
     """
-    if count < 1000:
-        return f"{count:.0f}"
-    for prefix in ("k", "M", "G", "T"):
+    prefixes = ["", " k", " M", " G", " T"]
+    while count >= 999.5 and len(prefixes) > 1:
         count /= 1000
-        if count < 999.5:
-            break
-    return f"{count:.3g} {prefix}"
+        del prefixes[0]
+    return f"{count:.3g}{prefixes[0]}"
 
 
 def _number(value: float | None) -> str:

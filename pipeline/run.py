@@ -14,8 +14,9 @@ from edgepress.pipeline.output import new_folder
 from edgepress.pipeline.prepare import Prepared, prepare
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
-from edgepress.pipeline.verify import Evidence, connect, verify
+from edgepress.pipeline.verify import Evidence, verify
 from edgepress.targets.base import DeviceFailed, Target
+from edgepress.targets.devices.base import open_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,12 +121,11 @@ def _simd_bytes(target: Target) -> int:
 
 
 def _verify(request: Request, prepared: Prepared, bundle: Bundle, progress: Progress) -> Evidence:
-    device = connect(request.device, request.target)
+    device = open_device(request.device, request.target)
     evidence = verify(
         bundle,
         device,
         original=prepared.original,
-        lossless=prepared.lossless,
         samples=prepared.evaluation,
         budget=request.recipe.budget,
         progress=progress,

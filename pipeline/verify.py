@@ -10,20 +10,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 
 from edgepress.calibration.base import Array, Samples
-from edgepress.pipeline.bundle import Bundle
-from edgepress.pipeline.feeds import SEED, input_shapes, random_samples
+from edgepress.pipeline import snapshot
+from edgepress.pipeline.accuracy import accuracy
+from edgepress.pipeline.bundle import Bundle, BundleError
+from edgepress.pipeline.feeds import SEED, input_shapes, random_samples, user_samples
 from edgepress.pipeline.gates import Verdict, all_passed, judge, judge_budget
-from edgepress.pipeline.golden import FLOAT_LIMIT, MIXED_LIMIT, make_golden
-from edgepress.pipeline.oracle import Oracle, Outputs, relative_error, sqnr_db
+from edgepress.pipeline.golden import FLOAT_LIMIT, MIXED_LIMIT, make_golden, raw
+from edgepress.pipeline.load import load_model, model_sha256
+from edgepress.pipeline.oracle import Oracle, Outputs, relative_error
+from edgepress.pipeline.prepare import UsageError
 from edgepress.pipeline.progress import Progress
-from edgepress.pipeline.recipe import Budget
+from edgepress.pipeline.recipe import Budget, parse_recipe
 from edgepress.pipeline.snapshot import Snapshot
-from edgepress.targets.base import Measurement
+from edgepress.targets.base import Measurement, Target
+from edgepress.targets.devices.base import Device, open_device
 
 OUTPUT_SAMPLES = 8
+BENCH_SECONDS, BENCH_RUNS = 1.0, 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +61,80 @@ class Evidence:
         return {**dataclasses.asdict(self), "passed": self.passed}
 
 
+def verify_folder(
+    bundle: Bundle,
+    device: str | None,
+    *,
+    evaluation: Path | None = None,
+    original: Path | None = None,
+    max_latency_ms: float | None = None,
+    progress: Progress | None = None,
+) -> Evidence:
+    """Verify a bundle with what its own manifest and the user's files say.
+
+    Args:
+        bundle: what to verify; its recipe's budget applies.
+        device: where, such as `local` or `qemu`; None chooses by the target.
+        evaluation: evaluation samples.
+        original: the model that the bundle was built from.
+        max_latency_ms: replaces the budget's.
+        progress: where to say how far it is.
+
+    Raises:
+        DeviceFailed, CalibrationError, ModelError; UsageError where `original` is another model.
+    """
+    manifest = bundle.manifest
+    recipe = parse_recipe(manifest.recipe["text"], manifest.recipe["name"], "the bundle's recipe")
+    budget = recipe.budget
+    if max_latency_ms is not None:
+        budget = dataclasses.replace(budget, latency_ms=max_latency_ms)
+    source = None
+    if original is not None:
+        source = snapshot.take(load_model(original))
+        if model_sha256(original) != manifest.source["sha256"]:
+            raise UsageError(
+                f"{original} is not the model that {bundle.folder} was built from "
+                f"({manifest.source['file']}); give that one."
+            )
+    samples = None
+    if evaluation is not None:
+        samples = user_samples(_graph(bundle).load(), evaluation, recipe.preprocess)
+    return verify(
+        bundle,
+        open_device(device, bundle_target(bundle)),
+        original=source,
+        samples=samples,
+        budget=budget,
+        progress=progress,
+    )
+
+
+def infer_folder(
+    bundle: Bundle, device: str | None, data: Path, progress: Progress | None = None
+) -> list[dict[str, Array]]:
+    """Return the compiled model's own answers to every sample of a file."""
+    progress = progress or Progress(shown=False)
+    model = _graph(bundle).load()
+    samples = user_samples(model, data)
+    opened = open_device(device, bundle_target(bundle))
+    with progress.step(f"infer {len(samples)} samples on {opened.name}"):
+        return opened.infer(bundle.folder, list(samples.feeds(input_shapes(model) or {})))
+
+
+def bundle_target(bundle: Bundle) -> Target:
+    """Return the target that a bundle was built for, as it was then. Raises BundleError."""
+    stored = bundle.manifest.target.items()
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stored}
+    try:
+        return Target(**fields)
+    except TypeError as error:
+        raise BundleError(f"{bundle.folder}: its target is malformed: {error}.") from error
+
+
+def _graph(bundle: Bundle) -> Snapshot:
+    return Snapshot((bundle.folder / "graph.onnx").read_bytes())
+
+
 def verify(
     bundle: Bundle,
     device: Device,
@@ -81,32 +160,38 @@ def verify(
         DeviceFailed: the device failed; a wrong answer is a verdict instead.
     """
     progress = progress or Progress(shown=False)
-    graph = Snapshot((bundle.folder / "graph.onnx").read_bytes())
+    graph = _graph(bundle)
     model = graph.load()
     asked = samples or random_samples(model, OUTPUT_SAMPLES, SEED + 1)
+    feeds = list(asked.feeds(input_shapes(model) or {}))
     with progress.step(f"selftest on {device.name}"):
         selftest = device.selftest(bundle.folder)
-    with progress.step(f"infer on {device.name}"):
-        got = device.infer(bundle.folder, asked, progress.update)
+    with progress.step(f"infer {len(feeds)} samples on {device.name}"):
+        got = device.infer(bundle.folder, feeds)
     with progress.step("compare"):
-        feeds = list(itertools.islice(asked.feeds(input_shapes(model) or {}), OUTPUT_SAMPLES))
+        feeds = feeds[:OUTPUT_SAMPLES]
         outputs = _compare(bundle, graph, original, feeds, got[: len(feeds)])
         found = None
         if samples is not None:
             found = accuracy(samples, got, *_baseline(bundle, original, samples, graph))
     with progress.step(f"bench on {device.name}"):
-        measured = device.bench(bundle.folder)
+        measured = device.bench(
+            bundle.folder,
+            threads=int(bundle.manifest.target.get("cores", 1)),
+            seconds=BENCH_SECONDS,
+            runs=BENCH_RUNS,
+        )
     latency = latency_figures(measured)
-    verdicts = [_judge_selftest(bundle, selftest), _judge_outputs(bundle, outputs)]
+    verdicts = [_judge_golden(bundle, selftest), _judge_outputs(bundle, outputs)]
     verdicts += judge_budget(
         budget,
         size_bytes=bundle.deployed_bytes,
         accuracy_drop=_figure(found, "drop"),
         sqnr_db=_figure(found, "sqnr_db"),
-        latency_ms=(latency and latency["p50_ms"], _latency_detail(device, latency)),
+        latency_ms=_latency(device, latency),
     )
     return Evidence(
-        device=device.info(),
+        device={"spec": device.name, **measured.device},
         verdicts=verdicts,
         outputs=outputs,
         accuracy=found,
@@ -123,10 +208,7 @@ def _compare(
     got: Outputs,
 ) -> dict[str, Any]:
     """Hold answers to the reference of the bundle's arithmetic."""
-    lossless = all(
-        step["equivalence"] is None or step["equivalence"]["metric"] != "sqnr_db"
-        for step in bundle.manifest.steps
-    )
+    lossless = all(step["lossless"] or not step["modified"] for step in bundle.manifest.steps)
     golden = make_golden(graph, original if lossless else None, feeds)
     result: dict[str, Any] = {
         "samples": len(feeds),
@@ -170,6 +252,12 @@ def _baseline(
     return None, None
 
 
+def _judge_golden(bundle: Bundle, selftest: Mapping[str, Any]) -> Verdict:
+    wrong = 0.0 if selftest["passed"] is True else 1.0
+    count = bundle.manifest.golden["samples"]
+    return judge("golden", wrong, 0.0, f"{count} golden samples, checked by the executable itself")
+
+
 def _judge_outputs(bundle: Bundle, outputs: Mapping[str, Any]) -> Verdict:
     detail = f"{outputs['samples']} samples against {outputs['reference']}"
     if bundle.manifest.arithmetic == "integer":
@@ -180,6 +268,20 @@ def _judge_outputs(bundle: Bundle, outputs: Mapping[str, Any]) -> Verdict:
     return judge("outputs", outputs["max_error"], limit, detail)
 
 
+def _figure(found: Mapping[str, Any] | None, name: str) -> tuple[float | None, str]:
+    if found is None:
+        return None, "not measured: give samples with --eval"
+    if found[name] is None:
+        return None, "not measured: the original model is not here; give it with --model"
+    return found[name], f"against the original model, {found['samples']} samples"
+
+
+def _latency(device: Device, latency: Mapping[str, Any] | None) -> tuple[float | None, str]:
+    if latency is None:
+        return None, f"{device.name} is an emulator, whose times say nothing about the board"
+    return latency["p50_ms"], f"median of {len(latency['samples_ms'])} runs on {device.name}"
+
+
 def latency_figures(measured: Measurement) -> dict[str, Any] | None:
     """Summarise a measurement; None where it holds no times, as under an emulator."""
     times = sorted(measured.samples_ms)
@@ -187,7 +289,7 @@ def latency_figures(measured: Measurement) -> dict[str, Any] | None:
         return None
     cuts = {name: _percentile(times, share) for name, share in (("p90_ms", 0.9), ("p99_ms", 0.99))}
     return {
-        "samples_ms": list(measured.samples_ms),
+        "samples_ms": [round(sample, 6) for sample in measured.samples_ms],
         "min_ms": times[0],
         "p50_ms": statistics.median(times),
         **cuts,

@@ -18,6 +18,8 @@ from edgepress.targets.program import Program
 _WORKSPACE_ALIGNMENT_BYTES = 64
 _ALLOCATE_WORKSPACE = "tirx.TVMBackendAllocWorkspace"
 _INDEX_BITS = 32
+# Give the last, partly filled vector of a loop code of its own.
+_PASS_OPTIONS = {"s_tir.LoopPartition": {"partition_const_loop": True}}
 _CPU_DEVICE_TYPE = 1
 
 
@@ -62,10 +64,11 @@ def _build(program: Program, target: Target) -> Any:
     }
     try:
         module = tirx.transform.BindTarget(llvm.with_host(llvm))(tvm.IRModule(functions))
-        module = tvm.ir.transform.Sequential(_lowering_passes())(module)
+        with tvm.ir.transform.PassContext(config=_PASS_OPTIONS):
+            module = tvm.ir.transform.Sequential(_lowering_passes())(module)
         program.workspace_bytes = max(map(_workspace_bytes, module.functions.values()), default=0)
         return tvm.get_global_func("target.build.llvm")(module, llvm)
-    except (tvm.TVMError, RuntimeError, ValueError, TypeError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         raise CompileFailed(
             f"TVM could not compile the kernels for {target.name}.", str(error)
         ) from error

@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgepress.targets.lowering.dialect import DOMAIN, array_of
+from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
 from edgepress.targets.lowering.integer_rules import to_integers
 from edgepress.targets.lowering.integers import is_quantized
 
@@ -166,9 +166,7 @@ def _windows(node: ir.Node, x: Array, fill: int) -> tuple[Array, tuple[int, int]
         node.attributes["dilations"].as_ints(),
     )
     top, left, bottom, right = node.attributes["pads"].as_ints()
-    shape = node.outputs[0].shape
-    assert shape is not None
-    out = (int(shape[2]), int(shape[3]))  # type: ignore[call-overload]
+    out = (shape_of(node.outputs[0])[2], shape_of(node.outputs[0])[3])
     reach = [
         (o - 1) * s + (k - 1) * d + 1
         for o, s, k, d in zip(out, strides, kernel, dilations, strict=True)
@@ -234,7 +232,7 @@ def _max_pool(node: ir.Node, x: Array) -> Array:
     return np.asarray(views.max(axis=(4, 5)))
 
 
-def _table(node: ir.Node, x: Array, entries: Array) -> Array:
+def _table(_node: ir.Node, x: Array, entries: Array) -> Array:
     offset = 128 if x.dtype == np.int8 else 0
     return np.asarray(entries[x.astype(np.int32) + offset])
 

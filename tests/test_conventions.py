@@ -138,11 +138,13 @@ def test_the_guide_to_passes_shows_one_that_works() -> None:
         exec(example("writing_a_pass.md", "python"), names)
     finally:
         del sys.modules[module.__name__]
-    model = net("(float[1,2] x) => (float[1,2] y)", "y = Add(x, w)", {"w": np.float32([9, -9])})
+    model = net(
+        "(float[1,2] x) => (float[1,2] y)", "y = Add(x, w)", {"w": np.array([9, -9], np.float32)}
+    )
     outcome = names["ClampWeights"](limit=2.0).call(model, Context())
     clamped = outcome.model.graph.initializers["w"].const_value
     assert clamped is not None
-    np.testing.assert_array_equal(clamped.numpy(), np.float32([2, -2]))
+    np.testing.assert_array_equal(clamped.numpy(), np.array([2, -2], np.float32))
     assert outcome.stats == {"clamped": 1}
 
 

@@ -4,7 +4,7 @@
     pip install -e .[train]
     python examples/fashion_mnist/train.py
 
-Needs about five minutes on one core. The seed is fixed; another version of torch may still give
+Needs about six minutes on one core. The seed is fixed; another version of torch may still give
 weights that differ a little.
 """
 

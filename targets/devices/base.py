@@ -42,18 +42,23 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """What the user typed to get this device, such as `local`."""
+        ...
 
     def info(self, folder: Path) -> dict[str, Any]:
         """What `model --info` prints: inputs, outputs, threads, memory, features."""
+        ...
 
     def selftest(self, folder: Path) -> dict[str, Any]:
         """What `model --selftest` prints; `passed` is False where an output is off."""
+        ...
 
     def infer(self, folder: Path, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Answer feeds: per feed and model input one array of the input's dtype and shape."""
+        ...
 
     def bench(self, folder: Path, *, threads: int, seconds: float, runs: int) -> Measurement:
         """Measure single inferences: at least `runs` of them and at least `seconds`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,11 +75,11 @@ class CommandDevice:
 
     def info(self, folder: Path) -> dict[str, Any]:
         """What `model --info` prints."""
-        return self._json(folder, ["--info"], _START_S)
+        return self._json(folder, ["--info"], _START_S, ("inputs", "outputs"))
 
     def selftest(self, folder: Path) -> dict[str, Any]:
         """What `model --selftest` prints; `passed` is False where an output is off."""
-        return self._json(folder, ["--selftest"], _SELFTEST_S, accept=(0, 1))
+        return self._json(folder, ["--selftest"], _SELFTEST_S, ("passed",), accept=(0, 1))
 
     def infer(self, folder: Path, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         """Answer feeds, in processes that get some tens of megabytes each.
@@ -98,7 +103,8 @@ class CommandDevice:
         """Measure single inferences with `model --bench`, raw samples included."""
         arguments = ["--bench", "--threads", str(threads), "--seconds", str(seconds)]
         arguments += ["--runs", str(runs)]
-        printed = self._json(folder, arguments, _START_S + seconds + runs * _SAMPLE_S)
+        timeout_s = _START_S + seconds + runs * _SAMPLE_S
+        printed = self._json(folder, arguments, timeout_s, ("samples_ms", "threads", "device"))
         return Measurement(
             samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
             threads=int(printed["threads"]),
@@ -143,20 +149,26 @@ class CommandDevice:
         return result
 
     def _json(
-        self, folder: Path, arguments: Sequence[str], timeout_s: float, accept: Sequence[int] = (0,)
+        self,
+        folder: Path,
+        arguments: Sequence[str],
+        timeout_s: float,
+        keys: Sequence[str],
+        accept: Sequence[int] = (0,),
     ) -> dict[str, Any]:
+        """Run the executable and parse what it prints: an object that has all `keys`."""
         result = self.run(folder, arguments, timeout_s, accept=accept)
         text = result.stdout.decode("utf-8", "replace")
         try:
             document = json.loads(text)
         except ValueError:
             document = None
-        if not isinstance(document, dict):
-            lines = "\n".join(text.splitlines()[:5]) or "nothing"
+        if not isinstance(document, dict) or not set(keys) <= set(document):
+            lines = "\n".join(text.splitlines()[:5])[:500] or "nothing"
             said = result.stderr.decode("utf-8", "replace").strip()[:2000]
             raise DeviceFailed(
-                f"{self.name}: `model {' '.join(arguments)}` printed no JSON object but: {lines} "
-                f"{said}".rstrip()
+                f"{self.name}: `model {' '.join(arguments)}` should print a JSON object with "
+                f"{', '.join(keys)}, but printed: {lines} {said}".rstrip()
             )
         return document
 

@@ -59,40 +59,42 @@ class QemuDevice(CommandDevice):
         plugin cannot be built or loaded; `device["note"]` then says why.
         """
         facts = {"name": self.name, "emulator": " ".join(self.prefix)}
+        sample = self._sample(folder)
+        self._answer(folder, sample, ())  # what goes wrong without the plugin is no missing count
         reasons = []
         for version in _PLUGIN_VERSIONS:
             try:
-                plugin = build_plugin(version)
-                one, two = (self._count(folder, plugin, inferences) for inferences in (1, 2))
+                plugin = ("-plugin", str(build_plugin(version)))
+                one, two = (_count(self._answer(folder, sample * n, plugin)) for n in (1, 2))
             except DeviceFailed as error:
                 reasons.append(str(error))
                 continue
             return Measurement(samples_ms=(), threads=1, device=facts, instructions=two - one)
-        return Measurement(
-            samples_ms=(),
-            threads=1,
-            device={**facts, "note": f"instructions were not counted: {reasons[0]}"},
-        )
+        facts["note"] = f"instructions were not counted: {reasons[0]}"
+        return Measurement(samples_ms=(), threads=1, device=facts)
 
-    def _count(self, folder: Path, plugin: Path, inferences: int) -> int:
-        """Instructions of a whole process that answers some samples of zeros, or golden ones."""
-        info = self.info(folder)
-        sample = bytes(sum(tensor["bytes"] for tensor in info["inputs"]))
+    def _sample(self, folder: Path) -> bytes:
+        """Inputs of one inference: golden ones, or zeros."""
         golden = folder / "golden" / "0.in"
         if golden.is_file():
-            sample = golden.read_bytes()
+            return golden.read_bytes()
+        return bytes(sum(tensor["bytes"] for tensor in self.info(folder)["inputs"]))
+
+    def _answer(self, folder: Path, samples: bytes, options: tuple[str, ...]) -> bytes:
+        """What qemu with more options says on stderr while the model answers samples."""
         with tempfile.TemporaryDirectory(prefix="edgepress-") as temporary:
             inputs = Path(temporary) / "in"
-            inputs.write_bytes(sample * inferences)
-            counting = CommandDevice(self.name, (*self.prefix, "-plugin", str(plugin)))
+            inputs.write_bytes(samples)
             arguments = ["--run", str(inputs), str(Path(temporary) / "out"), "--threads", "1"]
-            said = counting.run(folder, arguments, _RUN_S).stderr
-        found = _COUNT.search(said)
-        if found is None:
-            raise DeviceFailed(
-                f"{self.prefix[0]} loaded no plugin: {said.decode(errors='replace')}"
-            )
-        return int(found[1])
+            device = CommandDevice(self.name, (*self.prefix, *options))
+            return device.run(folder, arguments, _RUN_S).stderr
+
+
+def _count(said: bytes) -> int:
+    found = _COUNT.search(said)
+    if found is None:
+        raise DeviceFailed(f"the counting plugin said nothing: {said.decode('utf-8', 'replace')}")
+    return int(found[1])
 
 
 def build_plugin(version: int) -> Path:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from edgepress.targets.base import Target, UnsupportedModel
 from edgepress.targets.isa.base import load_isa
-from edgepress.targets.lowering.dialect import DOMAIN, array_of, dtype_of, shape_of
+from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
 from edgepress.targets.lowering.floats import claim_float_operators
 from edgepress.targets.lowering.integer_rules import to_integers
 from edgepress.targets.lowering.integers import is_quantized
-from edgepress.targets.lowering.kernels import Assembly, KERNELS
+from edgepress.targets.lowering.kernels import KERNELS, Assembly
 from edgepress.targets.lowering.nhwc import to_nhwc
 from edgepress.targets.lowering.operators import unsupported
 from edgepress.targets.lowering.relax import lower_region
@@ -33,47 +35,83 @@ def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Prog
         UnsupportedModel: some operators can be run neither by kernels of edgepress nor by TVM;
             all of them are listed.
     """
-    if reasons := unsupported(model):
-        raise UnsupportedModel(reasons)
     isa = load_isa(target.isa)
     if is_quantized(model):
         model = to_integers(model, isa.storage)
     model = to_nhwc(claim_float_operators(model))
-    assembly = Assembly(isa)
+    segments = _segments(model)
+    regions = [_region(segment, model) for segment in segments if isinstance(segment, list)]
+    _refuse([reason for region in regions for reason in unsupported(ir.to_proto(region.model))])
+    assembly, refused, remaining = Assembly(isa), list[tuple[str, str]](), iter(regions)
     assembly.begin(model)
-    nodes = list(model.graph)
-    region: list[ir.Node] = []
-    for done, node in enumerate(nodes):
-        progress("lowering", done, len(nodes))
-        if node.domain == DOMAIN or _is_view(node):
-            _flush(region, model, target, assembly)
-            KERNELS["View" if node.domain != DOMAIN else node.op_type](assembly, node)
+    for done, segment in enumerate(segments):
+        progress("lowering", done, len(segments))
+        if isinstance(segment, ir.Node):
+            KERNELS["View" if _is_view(segment) else segment.op_type](assembly, segment)
+            continue
+        region = next(remaining)
+        try:
+            part = lower_region(region.model, target, f"region_{done}")
+        except UnsupportedModel as error:
+            refused += error.reasons
+            for value in region.outputs:
+                assembly.declare(value)
         else:
-            region.append(node)
-    _flush(region, model, target, assembly)
+            assembly.include(part, {v.name or "": v for v in [*region.inputs, *region.outputs]})
+    _refuse(refused)
     assembly.end(model)
-    progress("lowering", len(nodes), len(nodes))
+    progress("lowering", len(segments), len(segments))
     assembly.program.validate()
     return assembly.program
 
 
+def _refuse(reasons: list[tuple[str, str]]) -> None:
+    if reasons:
+        raise UnsupportedModel(reasons)
+
+
 def _is_view(node: ir.Node) -> bool:
     """Tell whether a node only gives the same bytes another shape."""
-    return node.op_type in _VIEWS and node.inputs[0] is not None and array_of(node.inputs[0]) is None
+    if node.domain != "" or node.op_type not in _VIEWS or node.inputs[0] is None:
+        return False
+    return array_of(node.inputs[0]) is None
 
 
-def _flush(region: list[ir.Node], model: ir.Model, target: Target, assembly: Assembly) -> None:
-    """Compile the collected ONNX nodes through Relax as one region."""
-    if not region:
-        return
-    inside = {value for node in region for value in node.outputs}
-    members = set(region)
-    inputs: dict[ir.Value, ir.Value] = {}
+def _is_concat(node: ir.Node) -> bool:
+    """Tell whether a node is a Concat of values that hold something."""
+    if node.domain != "" or node.op_type != "Concat":
+        return False
+    return all(math.prod(shape_of(value)) > 0 for value in node.inputs if value is not None)
+
+
+def _segments(model: ir.Model) -> list[ir.Node | list[ir.Node]]:
+    """Split the graph, in order, into nodes with kernels and runs of plain ONNX nodes."""
+    segments: list[ir.Node | list[ir.Node]] = []
+    for node in model.graph:
+        if node.domain == DOMAIN or _is_view(node) or _is_concat(node):
+            segments.append(node)
+        elif segments and isinstance(segments[-1], list):
+            segments[-1].append(node)
+        else:
+            segments.append([node])
+    return segments
+
+
+@dataclass(frozen=True)
+class _Region:
+    """A run of ONNX nodes as a model of its own, and the values it shares with the graph."""
+
+    model: ir.Model
+    inputs: list[ir.Value]
+    outputs: list[ir.Value]
+
+
+def _region(nodes: list[ir.Node], model: ir.Model) -> _Region:
+    members = set(nodes)
+    inside = {value for node in nodes for value in node.outputs}
     copies: dict[ir.Value, ir.Value] = {}
 
-    def operand(value: ir.Value | None) -> ir.Value | None:
-        if value is None:
-            return None
+    def copy(value: ir.Value) -> ir.Value:
         if value not in copies:
             copies[value] = ir.Value(
                 name=value.name,
@@ -81,37 +119,32 @@ def _flush(region: list[ir.Node], model: ir.Model, target: Target, assembly: Ass
                 type=value.type,
                 const_value=value.const_value,
             )
-            if value not in inside and array_of(value) is None:
-                inputs[value] = copies[value]
         return copies[value]
 
-    nodes = []
-    for node in region:
-        given = [operand(value) for value in node.inputs]
-        made = [operand(value) for value in node.outputs]
-        attributes = list(node.attributes.values())
-        outputs = [value for value in made if value is not None]
-        nodes.append(
-            ir.Node(node.domain, node.op_type, given, attributes, outputs=outputs, name=node.name)
+    clones = [
+        ir.Node(
+            node.domain,
+            node.op_type,
+            [None if value is None else copy(value) for value in node.inputs],
+            list(node.attributes.values()),
+            outputs=[copy(value) for value in node.outputs],
+            name=node.name,
         )
-    wanted = [
+        for node in nodes
+    ]
+    inputs = [v for v in copies if v not in inside and array_of(v) is None]
+    outputs = [
         value
-        for value in (v for node in region for v in node.outputs)
-        if value.is_graph_output() or any(user not in members for user, _ in value.uses())
+        for value in copies
+        if value in inside
+        and (value.is_graph_output() or any(user not in members for user, _ in value.uses()))
     ]
     graph = ir.Graph(
-        inputs=list(inputs.values()),
-        outputs=[copies[value] for value in wanted],
-        nodes=nodes,
+        inputs=[copies[value] for value in inputs],
+        outputs=[copies[value] for value in outputs],
+        nodes=clones,
         initializers=[v for v in copies.values() if v.const_value is not None],
         opset_imports={d: v for d, v in model.graph.opset_imports.items() if d != DOMAIN},
         name="region",
     )
-    prefix = f"region_{assembly.regions}"
-    assembly.regions += 1
-    part = lower_region(ir.Model(graph, ir_version=model.ir_version), target, prefix)
-    assembly.include(part, {copies[v].name or "": v for v in [*inputs, *wanted]})
-    region.clear()
-
-
-__all__ = ["dtype_of", "lower"]
+    return _Region(ir.Model(graph, ir_version=model.ir_version), inputs, outputs)

@@ -1,2 +1,5 @@
 """Tmp."""
-def decompose(proto): return proto
+
+
+def decompose(proto):
+    return proto

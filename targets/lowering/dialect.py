@@ -61,8 +61,9 @@ class Builder:
         dtype: str,
         shape: Sequence[int],
         domain: str = DOMAIN,
+        label: str | None = None,
     ) -> ir.Value:
-        """Add a node with one output of the given dtype and shape."""
+        """Add a node with one output `name`; the node is called `label`, or like its output."""
         output = ir.Value(
             name=self.unique(name),
             shape=ir.Shape(shape),
@@ -75,7 +76,7 @@ class Builder:
                 inputs,
                 ir.convenience.convert_attributes(attributes),
                 outputs=[output],
-                name=output.name,
+                name=label or output.name,
             )
         )
         return output

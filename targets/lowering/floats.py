@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from edgepress.targets.lowering.dialect import DOMAIN, Builder, array_of, dtype_of, shape_of
+from edgepress.targets.lowering.dialect import Builder, array_of, dtype_of, shape_of
 from edgepress.targets.lowering.window import (
     clip_bounds,
     global_window,
@@ -63,7 +63,13 @@ def claim_float_operators(model: ir.Model) -> ir.Model:
             operands.append(builder.constant(f"{node.name}_{name}", array))
         output = last.outputs[0]
         values[output] = builder.node(
-            op_type, operands, attributes, output.name or "out", "float32", shape_of(output)
+            op_type,
+            operands,
+            attributes,
+            output.name or "out",
+            "float32",
+            shape_of(output),
+            label=node.name,
         )
         taken.update(followers)
     outputs = [values[value] for value in model.graph.outputs]
@@ -189,5 +195,3 @@ _CLAIMS: dict[str, Callable[[ir.Node], Claim | None]] = {
     "GlobalAveragePool": _global_average,
     "ReduceMean": _global_average,
 }
-
-__all__ = ["DOMAIN", "claim_float_operators"]

@@ -51,7 +51,6 @@ MOVES = {
 }
 
 
-
 # Convolution and matrix product --------------------------------------------------------------
 
 
@@ -102,6 +101,7 @@ def _product(
         name,
         target.dtype,
         shape_of(pending.node.outputs[0]),
+        label=label,
     )
 
 
@@ -173,7 +173,8 @@ def _accepts_binary(state: Integers, node: ir.Node) -> bool:
 def _emit_binary(state: Integers, pending: Pending, target: Quantization, name: str) -> ir.Value:
     node = pending.node
     a, b = (state.operand(value) for value in node.inputs)
-    assert a is not None and b is not None
+    assert a is not None
+    assert b is not None
     scale_a, scale_b = np.float64(a.quantization.scale), np.float64(b.quantization.scale)
     attributes: dict[str, Any] = {
         "a_zero_point": a.quantization.zero_point,
@@ -191,7 +192,13 @@ def _emit_binary(state: Integers, pending: Pending, target: Quantization, name: 
         attributes["multiplier"] = float(np.float32(unit / np.float64(target.scale)))
     op_type = "QMul" if node.op_type == "Mul" else "QAdd"
     return state.builder.node(
-        op_type, [a.value, b.value], attributes, name, target.dtype, shape_of(node.outputs[0])
+        op_type,
+        [a.value, b.value],
+        attributes,
+        name,
+        target.dtype,
+        shape_of(node.outputs[0]),
+        label=node.name,
     )
 
 
@@ -208,7 +215,9 @@ def _emit_concat(state: Integers, pending: Pending, target: Quantization, name: 
         parts.append(state.rescale(operand, target, part_name, pending.low, pending.high))
     axis = pending.node.attributes.get_int("axis", 1)
     shape = shape_of(pending.node.outputs[0])
-    return state.builder.node("Concat", parts, {"axis": axis}, name, target.dtype, shape, "")
+    return state.builder.node(
+        "Concat", parts, {"axis": axis}, name, target.dtype, shape, "", pending.node.name
+    )
 
 
 # Pools ---------------------------------------------------------------------------------------
@@ -234,7 +243,13 @@ def _emit_pool(state: Integers, pending: Pending, target: Quantization, name: st
     if node.op_type == "MaxPool":
         window = window_attributes(node, node.attributes.get_ints("kernel_shape", []))
         pooled = state.builder.node(
-            "MaxPool", [x.value], window, f"{name}_pooled", x.quantization.dtype, shape
+            "MaxPool",
+            [x.value],
+            window,
+            f"{name}_pooled",
+            x.quantization.dtype,
+            shape,
+            label=node.name,
         )
         source = Quantized(pooled, x.quantization)
         return state.rescale(source, target, name, pending.low, pending.high)
@@ -258,6 +273,7 @@ def _emit_pool(state: Integers, pending: Pending, target: Quantization, name: st
         name,
         target.dtype,
         pooled_shape,
+        label=node.name,
     )
     if pooled_shape == shape:
         return pooled
@@ -276,7 +292,8 @@ def _accepts_first(state: Integers, node: ir.Node) -> bool:
 
 def _emit_clamp(state: Integers, pending: Pending, target: Quantization, name: str) -> ir.Value:
     x, bounds = state.operand(pending.node.inputs[0]), clip_bounds(pending.node)
-    assert x is not None and bounds is not None
+    assert x is not None
+    assert bounds is not None
     low, high = max(bounds[0], pending.low), min(bounds[1], pending.high)
     return state.rescale(x, target, name, low, high)
 
@@ -301,6 +318,7 @@ def _emit_table(state: Integers, pending: Pending, target: Quantization, name: s
         name,
         target.dtype,
         shape_of(node.outputs[0]),
+        label=node.name,
     )
 
 

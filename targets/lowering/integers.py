@@ -45,7 +45,9 @@ class Quantization:
         bounds = []
         for bound in (low, high):
             real = np.clip(bound / np.float64(self.scale), -1e6, 1e6)
-            bounds.append(int(np.clip(np.rint(real) + self.zero_point, self.lowest, self.lowest + 255)))
+            bounds.append(
+                int(np.clip(np.rint(real) + self.zero_point, self.lowest, self.lowest + 255))
+            )
         return bounds[0], bounds[1]
 
 
@@ -103,6 +105,7 @@ class Integers:
         self.moved: dict[ir.Node, list[ir.Value]] = {}
 
     def run(self) -> ir.Model:
+        """Lower every node in order and return the new model."""
         graph = self.source.graph
         inputs = []
         for value in graph.inputs:
@@ -151,6 +154,7 @@ class Integers:
         return result
 
     def constant_named(self, value: ir.Value, array: Array) -> ir.Value:
+        """Add an initializer under its own name, once."""
         name = value.name or "constant"
         if name not in self.builder.initializers:
             self.builder.release(name)
@@ -158,6 +162,7 @@ class Integers:
         return self.builder.initializers[name]
 
     def dequantize(self, value: ir.Value) -> ir.Value:
+        """Emit the float form of an 8-bit value."""
         quantized = self.quantized[value]
         if dtype_of(value) != "float32":  # an 8-bit value itself, wanted as it was
             return self.convert(quantized, dtype_of(value), value.name or "quantized")
@@ -180,6 +185,7 @@ class Integers:
         return self.rescale(quantized, target, name)
 
     def graph_output(self, value: ir.Value) -> ir.Value:
+        """Return the value of a graph output, under the output's own name."""
         result = self.float_of(value)
         assert result is not None
         passed_through = result.producer() is None or result.name != value.name
@@ -211,6 +217,7 @@ class Integers:
     # Nodes ----------------------------------------------------------------------------------
 
     def lower(self, node: ir.Node) -> None:
+        """Lower one node: as integers, as a promise of integers, or as it was."""
         if node.op_type == "QuantizeLinear" and self.lower_quantize(node):
             return
         if node.op_type == "DequantizeLinear" and self.lower_dequantize(node):
@@ -218,11 +225,11 @@ class Integers:
         if node.op_type in ("Relu", "Clip") and self.join_clamp(node):
             return
         rule = self.rules.get(node.op_type)
-        if rule and all(_only_quantized(v) for v in node.outputs if v.uses()):
-            if rule.accepts(self, node):
-                for index, output in enumerate(node.outputs):
-                    self.pending[output] = Pending(node, index)
-                return
+        only = all(_only_quantized(v) for v in node.outputs if v.uses())
+        if rule and only and rule.accepts(self, node):
+            for index, output in enumerate(node.outputs):
+                self.pending[output] = Pending(node, index)
+            return
         inputs = [self.float_of(value) for value in node.inputs]
         for old, new in zip(node.outputs, self.builder.copy(node, inputs), strict=True):
             self.floats[old] = new
@@ -240,6 +247,7 @@ class Integers:
         return True
 
     def lower_quantize(self, node: ir.Node) -> bool:
+        """Emit what a QuantizeLinear ends; False where it stays a float operator."""
         source, target = node.inputs[0], self.quantization(node)
         if source is None or target is None or dtype_of(source) != "float32":
             if source is not None and source in self.pending:
@@ -267,13 +275,14 @@ class Integers:
         return True
 
     def lower_dequantize(self, node: ir.Node) -> bool:
+        """Note what a DequantizeLinear stands for; False where it stays a float operator."""
         source, output = node.inputs[0], node.outputs[0]
         assert source is not None
         array = array_of(source)
         if array is not None:
             scale = array_of(node.inputs[1])
             zero = array_of(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None
-            if scale is None or node.attributes.get_int("block_size", 0):
+            if scale is None or node.attributes.get_int("block_size", 0) != 0:
                 return False
             zero = np.zeros(scale.shape, np.int64) if zero is None else zero.astype(np.int64)
             axis = node.attributes.get_int("axis", 1) % max(array.ndim, 1)
@@ -321,6 +330,7 @@ class Integers:
         return self.quantized[value]
 
     def has_operand(self, value: ir.Value | None) -> bool:
+        """Tell whether an input has an 8-bit form."""
         return self.operand(value) is not None
 
     def bias(self, value: ir.Value | None, scales: Array) -> Array | None:
@@ -377,11 +387,9 @@ def _only_quantized(value: ir.Value) -> bool:
     """Tell whether a float value is only ever quantized, directly or behind a ReLU or Clip."""
     if value.is_graph_output() or not value.uses():
         return False
-    for user, index in value.uses():
-        if user.op_type == "QuantizeLinear" and index == 0:
-            continue
-        if user.op_type in ("Relu", "Clip") and index == 0 and clip_bounds(user) is not None:
-            if len(value.uses()) == 1 and _only_quantized(user.outputs[0]):
-                continue
-        return False
-    return True
+    uses = list(value.uses())
+    if all(user.op_type == "QuantizeLinear" and index == 0 for user, index in uses):
+        return True
+    user, index = uses[0]
+    clamp = user.op_type in ("Relu", "Clip") and index == 0 and clip_bounds(user) is not None
+    return len(uses) == 1 and clamp and _only_quantized(user.outputs[0])

@@ -15,6 +15,7 @@ from edgepress.targets.isa.base import Isa
 from edgepress.targets.lowering.dialect import array_of, dtype_of, shape_of
 from edgepress.targets.program import Call, Program, Tensor
 from edgepress.targets.schedules import conv, depthwise, elementwise, pool
+from edgepress.targets.schedules.concat import concat
 from edgepress.targets.schedules.elementwise import Operand
 from edgepress.targets.schedules.epilogue import Clip, Epilogue, Requantise
 from edgepress.targets.schedules.stage import StageShape, stage
@@ -29,7 +30,6 @@ class Assembly:
     def __init__(self, isa: Isa) -> None:
         self.isa = isa
         self.program = Program()
-        self.regions = 0
         self._tensors: dict[ir.Value, str] = {}
         self._kernels: dict[tuple[Any, ...], str] = {}
 
@@ -208,13 +208,21 @@ def _conv(assembly: Assembly, node: ir.Node) -> None:
         bias = _centred_bias(bias, weights, zero_point)
     batch, _, _, in_channels = shape_of(_operand(node.inputs[0]))
     _, out_height, out_width, out_channels = shape_of(node.outputs[0])
-    window = [_pair(node, name) for name in ("kernel", "strides", "dilations")]
+    kernel, strides, dilations = (_pair(node, n) for n in ("kernel", "strides", "dilations"))
     label = node.name or node.outputs[0].name or "conv"
     if groups == in_channels == out_channels and groups > 1:
         dtype = isa.storage if quantized else "float32"
         x, height, width = _staged(assembly, node, in_channels, 1, dtype, zero_point)
         dw_shape = depthwise.DepthwiseShape(
-            batch, height, width, in_channels, out_height, out_width, *window
+            batch,
+            height,
+            width,
+            in_channels,
+            out_height,
+            out_width,
+            kernel,
+            strides,
+            dilations,
         )
         name = assembly.kernel(
             "qdepthwise" if quantized else "depthwise", depthwise.depthwise, dw_shape, isa, epilogue
@@ -228,7 +236,17 @@ def _conv(assembly: Assembly, node: ir.Node) -> None:
         dtype = isa.staged if quantized else "float32"
         x, height, width = _staged(assembly, node, channels, groups, dtype, zero_point)
         shape = conv.ConvShape(
-            batch, height, width, channels, out_height, out_width, out_channels, *window, groups
+            batch,
+            height,
+            width,
+            channels,
+            out_height,
+            out_width,
+            out_channels,
+            kernel,
+            strides,
+            dilations,
+            groups,
         )
         tile = conv.choose_tile(shape, isa, quantized)
         name = assembly.kernel(
@@ -268,7 +286,7 @@ def _centred_bias(bias: Array, weights: Array, zero_point: int) -> Array:
     sums = weights.reshape(weights.shape[0], -1).sum(axis=1, dtype=np.int64)
     folded = bias.astype(np.int64) - zero_point * sums
     # Wrapping is exact: the final sum fits int32 and addition is modular.
-    return folded.astype(np.uint64).astype(np.uint32).view(np.int32)
+    return np.asarray(folded.astype(np.uint64).astype(np.uint32).view(np.int32))
 
 
 def _gemm(assembly: Assembly, node: ir.Node) -> None:
@@ -403,7 +421,9 @@ def _binary_operands(
         period = math.prod(given)
         point = _integer(node, f"{key}_zero_point")
         source = assembly.tensor(value)
-        trimmed = tuple(dim for dim in given[next((i for i, d in enumerate(given) if d > 1), len(given)) :])
+        trimmed = tuple(
+            dim for dim in given[next((i for i, d in enumerate(given) if d > 1), len(given)) :]
+        )
         if trimmed != shape[len(shape) - len(trimmed) :]:
             source = _expand(assembly, node, value, shape, f"{node.outputs[0].name}_{key}")
             period = math.prod(shape)
@@ -440,6 +460,16 @@ def _call_elementwise(assembly: Assembly, node: ir.Node, kernel: str) -> None:
 # Layout --------------------------------------------------------------------------------------
 
 
+def _concat(assembly: Assembly, node: ir.Node) -> None:
+    shapes = [shape_of(_operand(value)) for value in node.inputs]
+    axis = node.attributes.get_int("axis", 0) % len(shapes[0])
+    runs = tuple(math.prod(shape[axis:]) for shape in shapes)
+    outer = math.prod(shapes[0][:axis])
+    dtype = dtype_of(node.outputs[0])
+    name = assembly.kernel("concat", concat, outer, runs, dtype, assembly.isa)
+    _call_elementwise(assembly, node, name)
+
+
 def _transpose(assembly: Assembly, node: ir.Node) -> None:
     sizes = [_integer(node, name) for name in ("batch", "rows", "columns")]
     name = assembly.kernel("transpose", transpose, *sizes, dtype_of(node.outputs[0]))
@@ -452,6 +482,7 @@ def _view(assembly: Assembly, node: ir.Node) -> None:
 
 KERNELS: dict[str, Callable[[Assembly, ir.Node], None]] = {
     "AveragePool": _average_pool,
+    "Concat": _concat,
     "Conv": _conv,
     "Dequantize": _dequantise,
     "Gemm": _gemm,

@@ -58,7 +58,13 @@ class _Layout:
             if result.name != value.name:
                 self.builder.release(value.name or "")
                 result = self.builder.node(
-                    "Identity", [result], {}, value.name or "out", dtype_of(value), shape_of(value), ""
+                    "Identity",
+                    [result],
+                    {},
+                    value.name or "out",
+                    dtype_of(value),
+                    shape_of(value),
+                    "",
                 )
             outputs.append(result)
         return self.builder.model(self.source, inputs, outputs)
@@ -112,7 +118,13 @@ class _Layout:
             axis = node.attributes.get_int("axis", 1) % 4
             attributes = [ir.AttrInt64("axis", _TO_NHWC.index(axis))]
         result = self.builder.node(
-            node.op_type, operands, {}, f"{output.name}_nhwc", dtype_of(output), permuted, node.domain
+            node.op_type,
+            operands,
+            {},
+            f"{output.name}_nhwc",
+            dtype_of(output),
+            permuted,
+            node.domain,
         )
         made = self.builder.nodes[-1]
         made.name = node.name
@@ -153,7 +165,9 @@ class _Layout:
     def swap(self, value: ir.Value, name: str, shape: Sequence[int], to_last: bool) -> ir.Value:
         """Move the channels to the end or back; a mere change of shape where one side is 1."""
         given = shape_of(value)
-        rows, columns = (given[1], given[2] * given[3]) if to_last else (given[1] * given[2], given[3])
+        rows, columns = (
+            (given[1], given[2] * given[3]) if to_last else (given[1] * given[2], given[3])
+        )
         if 1 in (rows, columns):
             return self.builder.node("View", [value], {}, name, dtype_of(value), shape)
         attributes = {"batch": given[0], "rows": rows, "columns": columns}
@@ -163,7 +177,7 @@ class _Layout:
         """Return a broadcast constant of lower rank in NHWC; a scalar stays one."""
         array = array_of(value)
         assert array is not None
-        if array.size == 1 or node.op_type == "PRelu" and array.ndim == 1:
+        if array.size == 1 or (node.op_type == "PRelu" and array.ndim == 1):
             return self.plain(value)
         full = array.reshape((1,) * (4 - array.ndim) + array.shape)
         return self.builder.constant(f"{value.name}_nhwc", np.transpose(full, _TO_NHWC))

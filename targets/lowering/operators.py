@@ -1,4 +1,11 @@
 """Tmp."""
+
 import onnx
-def unsupported(proto): return []
-def single_node_models(proto): return []
+
+
+def unsupported(proto):
+    return []
+
+
+def single_node_models(proto):
+    return []

@@ -34,17 +34,20 @@ def _elu(x: Array, node: ir.Node) -> Array:
 def _selu(x: Array, node: ir.Node) -> Array:
     alpha = _attribute(node, "alpha", 1.67326319217681884765625)
     gamma = _attribute(node, "gamma", 1.05070102214813232421875)
-    return gamma * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x)
+    return np.asarray(gamma * np.where(x < 0, alpha * np.expm1(np.minimum(x, 0)), x))
 
 
 def _hard_sigmoid(x: Array, node: ir.Node) -> Array:
-    return np.clip(_attribute(node, "alpha", 0.2) * x + _attribute(node, "beta", 0.5), 0, 1)
+    return np.asarray(
+        np.clip(_attribute(node, "alpha", 0.2) * x + _attribute(node, "beta", 0.5), 0, 1)
+    )
 
 
 def _gelu(x: Array, node: ir.Node) -> Array:
     if node.attributes.get_string("approximate", "none") == "tanh":
-        return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
-    return 0.5 * x * (1 + _erf(x / math.sqrt(2)))
+        inner = math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+        return np.asarray(0.5 * x * (1 + np.tanh(inner)))
+    return np.asarray(0.5 * x * (1 + _erf(x / math.sqrt(2))))
 
 
 FUNCTIONS: dict[str, Callable[[Array, ir.Node], Array]] = {
@@ -71,4 +74,4 @@ def table(
 ) -> npt.NDArray[Any]:
     """Quantize 256 function values: rounded half to even, clamped to `[low, high]`."""
     scaled = np.clip(np.rint(real / scale), -1e6, 1e6) + zero_point
-    return np.clip(scaled, low, high).astype(dtype)
+    return np.asarray(np.clip(scaled, low, high).astype(dtype))

@@ -68,8 +68,12 @@ def overhangs(node: ir.Node) -> bool:
     x = node.inputs[0]
     assert x is not None
     window = window_attributes(node, node.attributes.get_ints("kernel_shape", []))
-    for i, (size, out) in enumerate(zip(shape_of(x)[2:], shape_of(node.outputs[0])[2:], strict=True)):
-        covered = (out - 1) * window["strides"][i] + (window["kernel"][i] - 1) * window["dilations"][i]
+    for i, (size, out) in enumerate(
+        zip(shape_of(x)[2:], shape_of(node.outputs[0])[2:], strict=True)
+    ):
+        covered = (out - 1) * window["strides"][i] + (window["kernel"][i] - 1) * window[
+            "dilations"
+        ][i]
         if covered + 1 > size + window["pads"][i] + window["pads"][i + 2]:
             return True
     return False

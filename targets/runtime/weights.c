@@ -83,6 +83,27 @@ static bool all_zero(const uint8_t *bytes, uint64_t count)
     return true;
 }
 
+/* Whether all code points are there, written as short as can be, and no surrogates. */
+static bool is_utf8(const uint8_t *text, size_t count)
+{
+    static const uint32_t SMALLEST[] = {0, 0x80, 0x800, 0x10000}; /* by bytes after the first */
+    for (size_t i = 0; i < count;) {
+        uint8_t first = text[i++];
+        int more = first < 0x80 ? 0 : first < 0xe0 ? 1 : first < 0xf0 ? 2 : 3;
+        if ((first & 0xc0) == 0x80 || first >= 0xf8 || (size_t)more > count - i)
+            return false;
+        uint32_t code = more == 0 ? first : first & (0x3fu >> more);
+        for (int k = 0; k < more; k++, i++) {
+            if ((text[i] & 0xc0) != 0x80)
+                return false;
+            code = code << 6 | (text[i] & 0x3f);
+        }
+        if (code < SMALLEST[more] || code > 0x10ffff || (code >= 0xd800 && code < 0xe000))
+            return false;
+    }
+    return true;
+}
+
 /* Whether names are in strictly ascending order of their bytes, which also makes them unique. */
 static bool ascending(const struct entry *earlier, const struct entry *later)
 {
@@ -149,6 +170,8 @@ static const char *read_entry(struct entry *entry, const uint8_t *bytes, size_t 
         return UNKNOWN_CODEC;
     if (entry->encoded_bytes != entry->raw_bytes)
         return BAD_ENCODED_SIZE;
+    if (entry->name_bytes == 0 || !is_utf8(entry->name, entry->name_bytes))
+        return BAD_NAME;
     return NULL;
 }
 
@@ -171,7 +194,7 @@ static const char *read_table(struct weights *weights, struct entry *entries, ui
         const char *broken = read_entry(entry, file + at, (size_t)(header_bytes - at));
         if (broken != NULL)
             return broken;
-        if (entry->name_bytes == 0 || (i > 0 && !ascending(&entries[i - 1], entry)))
+        if (i > 0 && !ascending(&entries[i - 1], entry))
             return BAD_NAME;
         at += entry->size;
 

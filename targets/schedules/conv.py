@@ -177,7 +177,9 @@ def conv(name: str, shape: ConvShape, isa: Isa, epilogue: Epilogue, tile: Tile) 
         many = threaded and not by_line and full_tiles > 1
         if full_tiles:
             with kernel.loop("tile", full_tiles, parallel=many) as index:
-                writer.tile(line, index * tile.rows, tile.rows, threaded and lines * full_tiles == 1)
+                writer.tile(
+                    line, index * tile.rows, tile.rows, threaded and lines * full_tiles == 1
+                )
         if last_rows:
             writer.tile(line, full_tiles * tile.rows, last_rows, False)
     return kernel.finish()
@@ -261,14 +263,16 @@ class _Writer:
             start = kernel.let("start", load(self.bias, channel + column * lanes, lanes))
             for row in range(rows):
                 kernel.store(held[row][column], 0, start, lanes)
-        with kernel.loop("window_row", shape.kernel[0]) as window_row:
-            with kernel.loop("window_column", self.window_columns) as window_column:
-                with kernel.loop("k", self.steps) as k:
-                    offset = window_row * (shape.dilations[0] * shape.width * self.pitch)
-                    offset += window_column * (shape.dilations[1] * self.pitch) + k * self.step
-                    done = (window_row * self.window_columns + window_column) * self.steps + k
-                    width = self.step * columns * lanes
-                    self.reduce(held, x_base + offset, w_base + done * width)
+        with (
+            kernel.loop("window_row", shape.kernel[0]) as window_row,
+            kernel.loop("window_column", self.window_columns) as window_column,
+            kernel.loop("k", self.steps) as k,
+        ):
+            offset = window_row * (shape.dilations[0] * shape.width * self.pitch)
+            offset += window_column * (shape.dilations[1] * self.pitch) + k * self.step
+            done = (window_row * self.window_columns + window_column) * self.steps + k
+            width = self.step * columns * lanes
+            self.reduce(held, x_base + offset, w_base + done * width)
         out_channel = group * (shape.out_channels // shape.groups) + block * (self.columns * lanes)
         y_base = kernel.let("y_base", pixel + out_channel)
         for column in range(columns):
@@ -297,7 +301,9 @@ class _Writer:
             weights = [
                 kernel.let(
                     "w",
-                    load(self.weights, w_index + (part * columns + c) * lanes * group, lanes * group),
+                    load(
+                        self.weights, w_index + (part * columns + c) * lanes * group, lanes * group
+                    ),
                 )
                 for c in range(columns)
             ]
@@ -322,4 +328,3 @@ class _Writer:
                 self.kernel.store(
                     self.y, index + at, lanes_of(value, at, lanes, self.isa.lanes), lanes
                 )
-

@@ -2,7 +2,7 @@
 
 NHWC. A tile is `columns` neighbouring output pixels of one vector of channels; each input column is
 loaded once per kernel row and used by every output pixel whose window covers it. Weights are
-widened when the model is compiled and packed `[channel blocks][kernel height * kernel width][lanes]`.
+widened when the model is compiled and packed `[channel blocks][taps of the window][lanes]`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class DepthwiseShape:
 def pack_weights(weights: Array, isa: Isa) -> Array:
     """Pack `[channels, 1, kh, kw]` weights; int8 ones become int16."""
     channels = weights.shape[0]
-    taps = weights.reshape(channels, -1).astype(np.int16 if weights.dtype == np.int8 else np.float32)
+    taps = weights.reshape(channels, -1).astype(
+        np.int16 if weights.dtype == np.int8 else np.float32
+    )
     parts = []
     for first, lanes, count in chunks(channels, isa.lanes):
         block = taps[first : first + lanes * count].reshape(count, lanes, -1)
@@ -66,15 +68,15 @@ def depthwise(name: str, shape: DepthwiseShape, isa: Isa, epilogue: Epilogue) ->
     accumulator = "int32" if quantized else "float32"
     size = shape.batch * shape.height * shape.width * shape.channels
     x = kernel.argument("x", isa.storage if quantized else "float32", size)
-    weights = kernel.argument(
-        "weights", "int16" if quantized else "float32", shape.channels * taps
-    )
+    weights = kernel.argument("weights", "int16" if quantized else "float32", shape.channels * taps)
     bias = kernel.argument("bias", accumulator, shape.channels)
     multiplier = kernel.argument("multiplier", "float32", shape.channels) if quantized else None
     lines = shape.batch * shape.out_height
     y = kernel.argument("y", epilogue.dtype, lines * shape.out_width * shape.channels)
 
-    def tile(line: Expr, first: Expr, columns: int, channel: Expr, w_base: Expr, lanes: int) -> None:
+    def tile(
+        line: Expr, first: Expr, columns: int, channel: Expr, w_base: Expr, lanes: int
+    ) -> None:
         top = _input_line(line, shape)
         left = kernel.let(
             "left", (top * shape.width + first * shape.strides[1]) * shape.channels + channel

@@ -38,7 +38,7 @@ class Kernel:
 
         One vector each: TVM moves what is larger than 1 KB to the heap.
         """
-        buffer = tirx.decl_buffer((size,), dtype, name, scope="local")
+        buffer = tirx.decl_buffer((size,), dtype, name)
         self.emit(tirx.AllocBuffer(buffer))
         return buffer
 

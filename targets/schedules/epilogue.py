@@ -50,9 +50,7 @@ def requantise(scaled: Expr, epilogue: Requantise, lanes: int) -> Expr:
         tirx.Min(scaled, splat(float(epilogue.high - epilogue.zero_point), "float32", lanes)),
         splat(float(epilogue.low - epilogue.zero_point), "float32", lanes),
     )
-    rounded = tirx.reinterpret(
-        vector("int32", lanes), clamped + splat(_ROUNDING, "float32", lanes)
-    )
+    rounded = tirx.reinterpret(vector("int32", lanes), clamped + splat(_ROUNDING, "float32", lanes))
     integer = rounded - splat(_ROUNDING_BITS - epilogue.zero_point, "int32", lanes)
     return cast(integer, epilogue.dtype, lanes)
 

@@ -91,7 +91,7 @@ def _run(
     memory = {name: _guarded(np.asarray(array)) for name, array in program.constants.items()}
     for name, tensor in program.tensors.items():
         memory[name] = _guarded(np.zeros(tensor.shape, tensor.dtype))
-        memory[name].view(np.uint8).reshape(-1)[:] = _GARBAGE
+        memory[name].reshape(-1).view(np.uint8)[:] = _GARBAGE
     for name in program.inputs:
         feed, tensor = feeds[name], program.tensors[name]
         assert (feed.dtype, feed.shape) == (tensor.dtype, tensor.shape), f"{name}: {feed.dtype}"

@@ -1,0 +1,113 @@
+"""Runs samples through a model in onnxruntime and hands out what its values were."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+
+from edgepress.calibration.base import Array
+from edgepress.passes._shapes import static_shape
+from edgepress.passes.base import PassRefused
+
+#: Activations that are alive at once; a model with more of them is run several times.
+TAPPED_BYTES = 256 * 2**20
+
+
+def input_shapes(pass_name: str, model: ir.Model) -> dict[str, tuple[int, ...]]:
+    """Return the fixed shape of every model input, or refuse."""
+    shapes = {}
+    for value in model.graph.inputs:
+        shape = static_shape(value)
+        if shape is None:
+            raise PassRefused(
+                pass_name,
+                f"input {value.name!r}",
+                f"its shape {value.shape} is not fixed; give one with --input-shape.",
+            )
+        shapes[value.name or ""] = shape
+    return shapes
+
+
+def grouped(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
+    """Split into groups that together take at most TAPPED_BYTES, or hold a single value."""
+    group: list[ir.Value] = []
+    used = 0
+    for value in values:
+        if group and used + size_bytes(value) > TAPPED_BYTES:
+            yield group
+            group, used = [], 0
+        group.append(value)
+        used += size_bytes(value)
+    if group:
+        yield group
+
+
+def size_bytes(value: ir.Value) -> int:
+    """Bytes of a float32 value; a guess on the safe side where its shape is not known."""
+    shape = static_shape(value)
+    return TAPPED_BYTES // 16 if shape is None else 4 * math.prod(shape)
+
+
+def open_taps(
+    pass_name: str, model: ir.Model, values: list[ir.Value]
+) -> Callable[[dict[str, Array], int], dict[str, Array]]:
+    """Return a function that maps a feed, and the sample's number for messages, to these values.
+
+    The model runs unoptimised on a copy whose outputs are these values, so they are exactly what
+    the graph names. Values that the feed holds, such as model inputs, are handed back as they are.
+
+    Raises:
+        PassRefused: onnxruntime cannot load the model; from the function: it cannot run it, or a
+            value is NaN or infinite.
+    """
+    inner = [value for value in values if value.producer() is not None]
+    session = _session(pass_name, model, inner) if inner else None
+    names = [value.name or "" for value in inner]
+    wanted = [value.name or "" for value in values]
+
+    def tap(feed: dict[str, Array], index: int) -> dict[str, Array]:
+        found = dict(feed)
+        if session:
+            try:
+                found |= dict(zip(names, session.run(names, feed), strict=True))
+            except Exception as error:  # onnxruntime's errors have no class of their own
+                why = f"onnxruntime cannot run the model on it: {error}"
+                raise PassRefused(pass_name, f"sample {index}", why) from error
+        for name in wanted:
+            if not np.isfinite(found[name]).all():
+                raise _non_finite(pass_name, name, index, found[name])
+        return {name: found[name] for name in wanted}
+
+    return tap
+
+
+def _session(pass_name: str, model: ir.Model, values: list[ir.Value]) -> ort.InferenceSession:
+    """Open a session on a copy of the model with these outputs."""
+    copy = model.clone()
+    by_name = {value.name: value for node in copy.graph for value in node.outputs}
+    copy.graph.outputs.clear()
+    copy.graph.outputs.extend(by_name[value.name] for value in values)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    content = ir.to_proto(copy).SerializeToString()
+    try:
+        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # as above
+        why = f"onnxruntime cannot load it, so nothing is measured: {error}"
+        raise PassRefused(pass_name, "model", why) from error
+
+
+def _non_finite(pass_name: str, name: str, index: int, values: Array) -> PassRefused:
+    """Say which value is not finite."""
+    what = "NaN" if np.isnan(values).any() else "infinite"
+    return PassRefused(
+        pass_name,
+        f"value {name!r}",
+        f"it is {what} for sample {index}, so it has no range; check the sample's preprocessing, "
+        "or replace infinities in the model by large numbers.",
+    )

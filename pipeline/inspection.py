@@ -1,0 +1,107 @@
+"""What is in a model or a bundle, without running it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from edgepress.passes.base import Context, PassError
+from edgepress.pipeline.build import describe
+from edgepress.pipeline.bundle import read_bundle
+from edgepress.pipeline.cost import cost, node_macs
+from edgepress.pipeline.driver import Driver, canonical_passes
+from edgepress.pipeline.feeds import true_inputs
+from edgepress.pipeline.load import load_model
+from edgepress.pipeline.report import facts, quantity, size
+from edgepress.pipeline.snapshot import Snapshot
+from edgepress.targets.lowering.integers import is_quantized
+from edgepress.targets.reference import Reference
+
+
+def inspect(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Describe a model (made canonical where its shapes allow it) or a bundle as plain data."""
+    if path.is_dir():
+        bundle = read_bundle(path)
+        model = Snapshot((path / "graph.onnx").read_bytes()).load()
+        return {
+            "kind": "bundle",
+            "facts": dict(facts(bundle, bundle.evidence)),
+            "files": bundle.manifest.files,
+            "weights": bundle.manifest.weights,
+            **_describe(model, ""),
+        }
+    model, note = load_model(path), ""
+    try:
+        driver = Driver(model)
+        driver.run(canonical_passes(), Context(input_shapes=dict(input_shapes)))
+        model = driver.model
+    except PassError as error:
+        note = f"shown as the file has it, sizes may be unknown: {error}"
+    return {"kind": "model", **_describe(model, note)}
+
+
+def _describe(model: ir.Model, note: str) -> dict[str, Any]:
+    figures = cost(model)
+    return {
+        "note": note,
+        "opset": model.opset_imports.get("", 0),
+        "inputs": [_tensor(value) for value in true_inputs(model)],
+        "outputs": [_tensor(value) for value in model.graph.outputs],
+        "parameters": figures.parameters,
+        "macs": figures.macs,
+        "size_bytes": figures.size_bytes,
+        "operators": dict(Counter(node.op_type for node in model.graph).most_common()),
+        "float_islands": Reference(model).islands if is_quantized(model) else None,
+        "nodes": [
+            {
+                "name": node.name,
+                "operator": node.op_type,
+                "output": str(node.outputs[0].shape or "?"),
+                "dtype": str(node.outputs[0].dtype or "?"),
+                "macs": node_macs(node),
+            }
+            for node in model.graph
+        ],
+    }
+
+
+def _tensor(value: ir.Value) -> dict[str, Any]:
+    """Describe an input or output; open dimensions by their names."""
+    if value.shape is not None and value.shape.is_static():
+        return describe(value)
+    return {"name": value.name, "dtype": str(value.dtype), "shape": str(value.shape)}
+
+
+def show(found: Mapping[str, Any], screen: Console) -> None:
+    """Print what `inspect` found."""
+    grid = Table.grid(padding=(0, 2))
+    for name, text in found.get("facts", {}).items():
+        grid.add_row(name, Text(text))
+    for kind in ("inputs", "outputs"):
+        for tensor in found[kind]:
+            grid.add_row(kind[:-1], Text(f"{tensor['name']} {tensor['dtype']} {tensor['shape']}"))
+    grid.add_row("parameters", quantity(found["parameters"]))
+    grid.add_row("MACs", quantity(found["macs"]))
+    grid.add_row("weights", size(found["size_bytes"]))
+    operators = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
+    grid.add_row("operators", Text(operators))
+    if found["float_islands"] is not None:
+        grid.add_row("float islands", Text(", ".join(found["float_islands"]) or "none"))
+    table = Table()
+    for heading in ("node", "operator", "output", "dtype"):
+        table.add_column(heading)
+    table.add_column("MACs", justify="right")
+    for node in found["nodes"]:
+        texts = (Text(str(node[key])) for key in ("name", "operator", "output", "dtype"))
+        table.add_row(*texts, quantity(node["macs"]) if node["macs"] else "")
+    screen.print(table)
+    screen.print(grid)
+    if found["note"]:
+        screen.print(Text(found["note"]))

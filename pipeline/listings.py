@@ -1,0 +1,121 @@
+"""What there is: passes, targets, devices, and the state of this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+
+def passes(*, as_json: bool) -> int:
+    """List every pass with its options; those that run on every model first."""
+    from edgepress.passes.base import pass_class, pass_names
+    from edgepress.pipeline.driver import CANONICAL
+
+    rows: list[dict[str, Any]] = []
+    for name in [*CANONICAL, *(n for n in pass_names() if n not in CANONICAL)]:
+        cls = pass_class(name)
+        options = {
+            field.name: {
+                "type": str(field.type),
+                "default": None if field.default is dataclasses.MISSING else field.default,
+            }
+            for field in dataclasses.fields(cls)
+        }
+        summary = (cls.__doc__ or "").partition("\n")[0]
+        always = name in CANONICAL
+        rows.append({"name": name, "summary": summary, "always": always, "options": options})
+    if as_json:
+        _print_json({"passes": rows})
+        return 0
+    table = _table("pass", "what it does", "options")
+    for row in rows:
+        listed = [f"{key} = {option['default']!r}" for key, option in row["options"].items()]
+        kind = "always" if row["always"] else "\n".join(listed)
+        table.add_row(row["name"], Text(row["summary"]), Text(kind))
+    Console().print(table)
+    return 0
+
+
+def targets(*, as_json: bool) -> int:
+    """List every target; one that does not fit this machine (`native`) says why."""
+    from edgepress.targets.base import TargetError
+    from edgepress.targets.load import load_target, target_names
+
+    rows: list[dict[str, Any]] = []
+    for name in target_names():
+        try:
+            rows.append(dataclasses.asdict(load_target(name)))
+        except TargetError as error:
+            rows.append({"name": name, "description": str(error), "cpu": None, "isa": None})
+    if as_json:
+        _print_json({"targets": rows})
+        return 0
+    table = _table("target", "cpu", "instructions", "what it is")
+    for row in rows:
+        table.add_row(row["name"], row["cpu"], row["isa"], Text(row["description"]))
+    Console().print(table)
+    return 0
+
+
+def devices(*, as_json: bool) -> int:
+    """List every device and the targets that it can run here."""
+    from edgepress.targets.base import DeviceFailed, TargetError
+    from edgepress.targets.devices.base import device_names, open_device
+    from edgepress.targets.load import load_target, target_names
+
+    rows: list[dict[str, Any]] = []
+    for device in device_names():
+        usable, reasons = [], {}
+        for name in target_names():
+            try:
+                open_device(device, load_target(name))
+                usable.append(name)
+            except (DeviceFailed, TargetError) as error:
+                reasons[name] = str(error)
+        rows.append({"name": device, "targets": usable, "not": reasons})
+    if as_json:
+        _print_json({"devices": rows})
+        return 0
+    table = _table("device", "runs", "does not run")
+    for row in rows:
+        why = "\n".join(dict.fromkeys(row["not"].values()))
+        table.add_row(row["name"], Text("\n".join(row["targets"])), Text(why))
+    Console().print(table)
+    return 0
+
+
+def doctor(*, as_json: bool) -> int:
+    """Check this machine. Exit code 0 where what every build needs is there, else 4."""
+    from edgepress.pipeline.doctor import examine
+
+    findings = examine()
+    if as_json:
+        _print_json({"checks": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        table = _table("", "what", "found", "what to do")
+        for finding in findings:
+            mark = "ok" if finding.ok else "needed" if finding.needed else "missing"
+            style = "green" if finding.ok else "red" if finding.needed else "yellow"
+            fix = "" if finding.ok else finding.fix
+            table.add_row(Text(mark, style=style), finding.what, Text(finding.found), Text(fix))
+        Console().print(table)
+    return 0 if all(finding.ok or not finding.needed for finding in findings) else 4
+
+
+def _table(*headings: str) -> Table:
+    table = Table()
+    for heading in headings:
+        table.add_column(heading)
+    return table
+
+
+def _print_json(document: dict[str, Sequence[object]]) -> None:
+    json.dump(document, sys.stdout, indent=1, default=str)
+    print()

@@ -1,0 +1,195 @@
+"""exp, tanh, erf and sigmoid of float32 as vector arithmetic.
+
+LLVM calls libm once per lane for these. Here each is a polynomial over whole vectors, within 2 ulp
+of the exact value, right for infinities, NaN and denormal results, and needs no instruction that
+32-bit Neon lacks (so no rounding instruction).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+
+Expr = Any
+
+_LOG2_E = 1.44269504088896341
+_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # the high part has 9 bits: n * high is exact
+_ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, held in the low bits
+_ROUND_BITS = 0x4B400000
+
+# Cephes expf and tanhf; erff is Norbert Juffa's.
+_EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_ERF_SMALL = (
+    -5.96761703e-4,
+    4.99119423e-3,
+    -2.67681349e-2,
+    1.12819925e-1,
+    -3.76125336e-1,
+    1.28379166e-1,
+)
+_ERF_LARGE = (
+    -1.72853470e-5,
+    3.83197126e-4,
+    -3.88396438e-3,
+    2.42546219e-2,
+    -1.06777877e-1,
+    -6.34846687e-1,
+    -1.28717512e-1,
+)
+
+
+def exp(x: Expr) -> Expr:
+    """Return e to the x: 2**n times a polynomial of the remainder, |remainder| <= ln(2) / 2."""
+
+    def of(x: Expr) -> Expr:
+        shifted = _fence(x * _like(x, _LOG2_E) + _like(x, _ROUND))
+        return _let("shifted", shifted, lambda shifted: _exp_from_rounded(x, shifted))
+
+    # Beyond these the result is 0 or infinity anyway. Max and Min return their second operand
+    # where x is NaN.
+    clamped = tirx.Min(_like(x, 89.0), tirx.Max(_like(x, -104.0), x))
+    return _let("x", clamped, of)
+
+
+def _exp_from_rounded(x: Expr, shifted: Expr) -> Expr:
+    n = _fence(shifted) - _like(x, _ROUND)
+    remainder = _let("n", n, lambda n: x - n * _like(x, _LN2_HIGH) - n * _like(x, _LN2_LOW))
+    power = _as_int(shifted) - _like_int(x, _ROUND_BITS)
+
+    def polynomial(r: Expr) -> Expr:
+        return _horner(_EXP, r) * r * r + r + _like(x, 1.0)
+
+    def scaled(value: Expr, power: Expr) -> Expr:
+        half = tirx.shift_right(power, _like_int(x, 1))
+        return value * _two_to(half) * _two_to(power - half)
+
+    value = _let("r", remainder, polynomial)
+    return _let("power", power, lambda power: scaled(value, power))
+
+
+def sigmoid(x: Expr) -> Expr:
+    """Return 1 / (1 + exp(-x))."""
+    one = _like(x, 1.0)
+    return one / (one + exp(_like(x, 0.0) - x))
+
+
+def tanh(x: Expr) -> Expr:
+    """Return tanh(x): a polynomial up to 0.625, above it 1 - 2 / (exp(2 |x|) + 1)."""
+
+    def of(x: Expr) -> Expr:
+        one = _like(x, 1.0)
+        small = _let("z", x * x, lambda z: _horner(_TANH, z) * z * x + x)
+        large = one - _like(x, 2.0) / (exp(_like(x, 2.0) * _absolute(x)) + one)
+        return tirx.Select(_absolute(x) < _like(x, 0.625), small, _with_sign(large, x))
+
+    return _let("x", x, of)
+
+
+def erf(x: Expr) -> Expr:
+    """Return erf(x): a polynomial up to 0.93, above it 1 - exp of a polynomial."""
+
+    def of(x: Expr) -> Expr:
+        small = _let("z", x * x, lambda z: _horner(_ERF_SMALL, z) * x + x)
+        large = _let("t", _absolute(x), _erf_of_large)
+        return tirx.Select(
+            _absolute(x) < _like(x, 0.927734375), small, _with_sign(large, x)
+        )
+
+    return _let("x", x, of)
+
+
+def _erf_of_large(t: Expr) -> Expr:
+    # At 10 erf is 1 to the last bit; beyond it the polynomial would leave its range.
+    bounded = tirx.Min(_like(t, 10.0), t)
+    return _like(t, 1.0) - _let("b", bounded, lambda b: exp(_horner(_ERF_LARGE, b) * b - b))
+
+
+_REPLACEMENTS: dict[str, Callable[[Expr], Expr]] = {
+    "tirx.erf": erf,
+    "tirx.exp": exp,
+    "tirx.sigmoid": sigmoid,
+    "tirx.tanh": tanh,
+}
+
+
+def expand_elementary(function: Any) -> Any:
+    """Replace the calls of these functions in a TIR function, vectorised or not."""
+
+    def replace(call: Any) -> Any:
+        expansion = _REPLACEMENTS.get(getattr(call.op, "name", ""))
+        if expansion is None or not str(call.ty.dtype).startswith("float32"):
+            return call
+        return expansion(call.args[0])
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Call, replace)))
+
+
+def _horner(coefficients: Sequence[float], x: Expr) -> Expr:
+    total = _like(x, coefficients[0])
+    for coefficient in coefficients[1:]:
+        total = total * x + _like(x, coefficient)
+    return total
+
+
+def _let(name: str, value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    variable = tirx.Var(name, value.ty)
+    return tirx.Let(variable, value, body(variable))
+
+
+def _like(x: Expr, value: float) -> Expr:
+    """A float32 constant with as many lanes as x."""
+    return _constant(value, "float32", x)
+
+
+def _like_int(x: Expr, value: int) -> Expr:
+    return _constant(value, "int32", x)
+
+
+def _constant(value: float, dtype: str, x: Expr) -> Expr:
+    scalar = tirx.const(value, dtype)
+    lanes = _lanes(x)
+    return scalar if lanes == 1 else tirx.Broadcast(scalar, lanes)
+
+
+def _lanes(x: Expr) -> int:
+    return int(x.ty.dtype.lanes)
+
+
+def _with_lanes(dtype: str, x: Expr) -> str:
+    lanes = _lanes(x)
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def _as_int(x: Expr) -> Expr:
+    return tirx.reinterpret(_with_lanes("int32", x), x)
+
+
+def _as_float(bits: Expr) -> Expr:
+    return tirx.reinterpret(_with_lanes("float32", bits), bits)
+
+
+def _two_to(power: Expr) -> Expr:
+    """2.0 to an integer in -126 … 127."""
+    return _as_float(tirx.shift_left(power + _like_int(power, 127), _like_int(power, 23)))
+
+
+def _absolute(x: Expr) -> Expr:
+    return _as_float(tirx.bitwise_and(_as_int(x), _like_int(x, 0x7FFFFFFF)))
+
+
+def _with_sign(magnitude: Expr, x: Expr) -> Expr:
+    sign = tirx.bitwise_and(_as_int(x), _like_int(x, -(1 << 31)))
+    return _as_float(tirx.bitwise_or(_as_int(magnitude), sign))
+
+
+def _fence(x: Expr) -> Expr:
+    """Keep TVM and LLVM from simplifying across this sum, as (x + c) - c to x."""
+    suffix = "f32" if _lanes(x) == 1 else f"v{_lanes(x)}f32"
+    return tirx.call_llvm_pure_intrin(
+        _with_lanes("float32", x), f"llvm.arithmetic.fence.{suffix}", x
+    )

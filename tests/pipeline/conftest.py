@@ -1,0 +1,89 @@
+"""One small int8 bundle for this machine, built once for all tests that need a real one."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime
+import pytest
+
+from edgepress.pipeline.cache import Cache
+from edgepress.pipeline.recipe import load_recipe, parse_recipe
+from edgepress.pipeline.run import Request, Result, run
+from edgepress.targets.load import load_target
+from tests.graphs import net, random
+
+RECIPE = """schema = 1
+[[pass]]
+name = "calibrate"
+[[pass]]
+name = "quantize-int8"
+[budget]
+accuracy_drop = 50
+size_bytes = 1_000_000
+sqnr_db = 20
+"""
+
+
+@dataclass(frozen=True)
+class World:
+    """A model, its samples, and what `run` made of them.
+
+    Attributes:
+        model: a CNN whose batch is dynamic.
+        samples: 8 samples with labels, those that the float model gives.
+        request: how the bundle was built.
+        result: what came out.
+        cache: the cache that it was built with.
+    """
+
+    model: Path
+    samples: Path
+    request: Request
+    result: Result
+    cache: Cache
+
+
+def cnn() -> ir.Model:
+    return net(
+        "(float[N,3,8,8] x) => (float[N,10] y)",
+        """c = Conv<pads=[1,1,1,1], kernel_shape=[3,3]>(x, w1, b1)
+           r = Relu(c)
+           p = GlobalAveragePool(r)
+           f = Flatten(p)
+           y = Gemm<transB=1>(f, w2, b2)""",
+        {"w1": random(8, 3, 3, 3), "b1": random(8), "w2": random(10, 8), "b2": random(10)},
+    )
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    model, samples = folder / "net.onnx", folder / "samples.npz"
+    ir.save(cnn(), model)
+    x = random(8, 3, 8, 8)
+    session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    np.savez(samples, x=x, labels=session.run(None, {"x": x})[0].argmax(axis=1))
+    cache = Cache(folder / "cache")
+    request = Request(
+        model=model,
+        target=load_target("native"),
+        recipe=parse_recipe(RECIPE, "mine"),
+        output=folder / "bundle",
+        calib=samples,
+        eval=samples,
+    )
+    yield World(model, samples, request, run(request, cache=cache), cache)
+
+
+@pytest.fixture
+def float_request(world: World, tmp_path: Path) -> Request:
+    """How to compile the same model as it is."""
+    return Request(
+        model=world.model,
+        target=load_target("native"),
+        recipe=load_recipe("none"),
+        output=tmp_path / "float",
+    )

@@ -1,0 +1,153 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgepress.pipeline.bundle import BundleError, read_bundle, write_evidence, write_manifest
+from tests.pipeline import bundles
+
+
+def test_what_is_written_reads_back(tmp_path: Path) -> None:
+    written = bundles.write(tmp_path / "b")
+    read = read_bundle(tmp_path / "b")
+    assert read == written
+    assert [file["path"] for file in read.manifest.files] == [
+        "golden/0.in",
+        "golden/0.out",
+        "graph.onnx",
+        "libmodel.so",
+        "model",
+        "model.h",
+        "weights.epw",
+    ]
+    assert read.deployed_bytes == len("the bytes of model") + len("the bytes of weights.epw")
+    assert read.evidence is None
+
+
+def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "a")
+    bundles.write(tmp_path / "b")
+    a, b = ((tmp_path / name / "manifest.json").read_bytes() for name in "ab")
+    assert a == b
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = folder / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[0] ^= 1
+    path.write_bytes(data)
+
+
+def replace_by_link(path: Path) -> None:
+    path.rename(path.parent.parent / "elsewhere")
+    path.symlink_to(path.parent.parent / "elsewhere")
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "changed byte": (lambda b: flip(b / "model"), "model has other bytes"),
+    "longer": (lambda b: (b / "model.h").write_text("x"), "model.h has another size"),
+    "missing": (lambda b: (b / "weights.epw").unlink(), "weights.epw is missing"),
+    "golden missing": (lambda b: (b / "golden/0.out").unlink(), "0.out is missing"),
+    "unknown file": (lambda b: (b / "notes.txt").write_text(""), "notes.txt is not listed"),
+    "unknown golden": (lambda b: (b / "golden/1.in").write_text(""), "1.in is not listed"),
+    "hidden file": (lambda b: (b / ".x").write_text(""), ".x is not listed"),
+    "folder": (lambda b: (b / "more").mkdir(), "more has no place"),
+    "link": (lambda b: replace_by_link(b / "model"), "not a plain file"),
+    "linked folder": (lambda b: replace_by_link(b / "golden"), "not a plain file"),
+    "no manifest": (lambda b: (b / "manifest.json").unlink(), "no manifest.json"),
+    "not json": (lambda b: (b / "manifest.json").write_text("{"), "not valid JSON"),
+    "not an object": (lambda b: (b / "manifest.json").write_text("[]"), "not a JSON object"),
+    "a key twice": (
+        lambda b: (b / "manifest.json").write_text('{"schema": 1, "schema": 1}'),
+        "occurs twice",
+    ),
+    "nan": (lambda b: (b / "manifest.json").write_text('{"schema": NaN}'), "NaN"),
+    "newer": (lambda b: rewrite(b, lambda d: d.update(schema=2)), "update edgepress"),
+    "no schema": (lambda b: rewrite(b, lambda d: d.pop("schema")), "schema None"),
+    "unknown key": (lambda b: rewrite(b, lambda d: d.update(more=1)), "unknown key 'more'"),
+    "missing key": (lambda b: rewrite(b, lambda d: d.pop("target")), "'target' is missing"),
+    "wrong type": (lambda b: rewrite(b, lambda d: d.update(steps={})), "'steps' is not"),
+    "arithmetic": (lambda b: rewrite(b, lambda d: d.update(arithmetic="x")), "arithmetic 'x'"),
+    "listed twice": (
+        lambda b: rewrite(b, lambda d: d["files"].append(d["files"][0])),
+        "lists a file twice",
+    ),
+    "wrong role": (
+        lambda b: rewrite(b, lambda d: d["files"][0].update(role="weights")),
+        "role",
+    ),
+    "outside": (
+        lambda b: rewrite(b, lambda d: d["files"][0].update(path="../manifest.json")),
+        "no such file or role",
+    ),
+    "malformed entry": (
+        lambda b: rewrite(b, lambda d: d["files"][0].pop("sha256")),
+        "malformed",
+    ),
+    "golden count": (
+        lambda b: rewrite(b, lambda d: d["golden"].update(samples=2)),
+        "not those of the manifest",
+    ),
+    "evidence": (lambda b: (b / "evidence.json").write_text("{}"), "schema None"),
+    "foreign evidence": (
+        lambda b: (b / "evidence.json").write_text('{"schema": 1, "manifest_sha256": "0"}'),
+        "another build",
+    ),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> None:
+    bundles.write(tmp_path / "b")
+    apply, words = DAMAGE[damage]
+    apply(tmp_path / "b")
+    with pytest.raises(BundleError) as caught:
+        read_bundle(tmp_path / "b")
+    assert words in str(caught.value)
+
+
+def test_a_file_that_has_no_place_is_not_bundled(tmp_path: Path) -> None:
+    bundles.write(tmp_path / "b")
+    (tmp_path / "b/ranges.json").write_text("")
+    with pytest.raises(BundleError, match=r"ranges\.json"):
+        write_manifest(tmp_path / "b", bundles.manifest())
+
+
+@pytest.mark.parametrize("name", ["model", "graph.onnx", "golden/0.in"])
+def test_every_file_is_needed(tmp_path: Path, name: str) -> None:
+    bundles.write(tmp_path / "b")
+    (tmp_path / "b" / name).unlink()
+    with pytest.raises(BundleError):
+        write_manifest(tmp_path / "b", bundles.manifest())
+
+
+def test_evidence_is_kept_and_replaced(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "b")
+    before = (tmp_path / "b/manifest.json").read_bytes()
+    write_evidence(bundle, {"latency": None})
+    write_evidence(bundle, {"latency": {"p50_ms": 1.0}})
+    read = read_bundle(tmp_path / "b")
+    assert read.evidence is not None
+    assert read.evidence["latency"] == {"p50_ms": 1.0}
+    assert (tmp_path / "b/manifest.json").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_a_copied_bundle_is_the_same(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "b")
+    shutil.copytree(tmp_path / "b", tmp_path / "c")
+    assert read_bundle(tmp_path / "c").manifest_sha256 == bundle.manifest_sha256
+
+
+def test_what_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="not a folder"):
+        read_bundle(tmp_path / "missing")

@@ -1,0 +1,120 @@
+"""The whole pipeline, for this machine, with the real compiler."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from edgepress.pipeline import build as build_module
+from edgepress.pipeline.bundle import read_bundle
+from edgepress.pipeline.output import OutputError
+from edgepress.pipeline.prepare import UsageError
+from edgepress.pipeline.run import Request, run
+from edgepress.targets.base import CompileFailed
+from tests.pipeline.conftest import World
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths if p.name != "evidence.json"}
+
+
+def test_an_int8_bundle_is_exact_and_passes(world: World) -> None:
+    evidence = world.result.evidence
+    assert evidence is not None
+    assert evidence.passed
+    assert world.result.bundle.manifest.arithmetic == "integer"
+    assert evidence.outputs["bit_equal"] is True
+    assert evidence.outputs["onnxruntime_steps"] <= 1
+    gates = [verdict.gate for verdict in evidence.verdicts]
+    assert gates == ["golden", "outputs", "accuracy_drop", "sqnr_db", "size_bytes"]
+    assert evidence.accuracy is not None
+    assert evidence.accuracy["reference_top1"] == 100.0
+    assert evidence.accuracy["sqnr_db"] > 20
+    assert evidence.latency is not None
+    assert len(evidence.latency["samples_ms"]) >= 100
+
+
+def test_the_evidence_is_in_the_bundle(world: World) -> None:
+    bundle = read_bundle(world.request.output)
+    assert bundle.evidence is not None
+    assert world.result.evidence is not None
+    kept = {k: v for k, v in bundle.evidence.items() if k not in ("schema", "manifest_sha256")}
+    assert kept == json.loads(json.dumps(world.result.evidence.to_json()))
+
+
+def test_golden_files_are_the_reference_of_the_first_samples(world: World) -> None:
+    with np.load(world.samples) as data:
+        x = data["x"]
+    golden = world.request.output / "golden"
+    assert (golden / "1.in").read_bytes() == x[1:2].tobytes()
+    answer = np.frombuffer((golden / "1.out").read_bytes(), np.float32)
+    graph = str(world.request.output / "graph.onnx")
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    scale = world.result.bundle.manifest.outputs[0]["scale"]
+    np.testing.assert_allclose(answer, session.run(None, {"x": x[1:2]})[0][0], atol=1.01 * scale)
+
+
+def test_a_second_build_is_cached_and_the_same(world: World, tmp_path: Path) -> None:
+    request = dataclasses.replace(world.request, output=tmp_path / "again", check=False)
+    again = run(request, cache=world.cache)
+    assert again.cached
+    assert all(step.cached for step in again.steps)
+    assert files(again.bundle.folder) == files(world.request.output)
+    assert again.evidence is None
+
+
+def test_a_build_without_the_cache_is_the_same(world: World, tmp_path: Path) -> None:
+    request = dataclasses.replace(world.request, output=tmp_path / "again", check=False)
+    again = run(request)
+    assert not again.cached
+    assert files(again.bundle.folder) == files(world.request.output)
+
+
+def test_a_float_bundle_is_held_to_the_original(world: World, float_request: Request) -> None:
+    result = run(float_request, cache=world.cache)
+    assert result.evidence is not None
+    assert result.evidence.passed
+    assert result.bundle.manifest.arithmetic == "float"
+    assert result.evidence.outputs["max_error"] <= 1e-4
+    assert "original" in result.evidence.outputs["reference"]
+
+
+def test_calibration_samples_are_asked_for_before_any_work(world: World, tmp_path: Path) -> None:
+    request = dataclasses.replace(world.request, output=tmp_path / "b", calib=None)
+    with pytest.raises(UsageError, match="--calib"):
+        run(request)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_compiler_leaves_nothing(
+    float_request: Request, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise CompileFailed("LLVM said no")
+
+    monkeypatch.setattr(build_module, "_artifact", fail)
+    with pytest.raises(CompileFailed):
+        run(float_request)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_bundle_is_refused_before_any_work(world: World) -> None:
+    before = files(world.request.output)
+    with pytest.raises(OutputError):
+        run(world.request)
+    assert files(world.request.output) == before
+
+
+def test_a_device_that_does_not_fit_leaves_an_unverified_bundle(
+    world: World, float_request: Request
+) -> None:
+    result = run(dataclasses.replace(float_request, device="qemu"), cache=world.cache)
+    assert result.evidence is None
+    assert result.unverified is not None
+    assert read_bundle(float_request.output).evidence is None

@@ -1,0 +1,213 @@
+import dataclasses
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgepress.targets.devices.base as devices
+from edgepress.targets.base import DeviceFailed
+from edgepress.targets.devices import qemu
+from edgepress.targets.devices.base import device_names, open_device
+from edgepress.targets.program import Array
+from tests.targets.tiny import ARMV7, HOST, PI4, export_tiny, need, tiny_answer, tiny_feed
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(HOST, tmp_path_factory.mktemp("host") / "bundle").folder
+
+
+@pytest.fixture(scope="module")
+def pi4(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("qemu-aarch64", "qemu-user")
+    return export_tiny(PI4, tmp_path_factory.mktemp("pi4") / "bundle").folder
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def check_answers(answers: list[dict[str, Array]], feeds: list[dict[str, Array]]) -> None:
+    assert len(answers) == len(feeds)
+    for answer, feed in zip(answers, feeds, strict=True):
+        for name, wanted in tiny_answer(feed).items():
+            assert (answer[name].dtype, answer[name].shape) == (wanted.dtype, wanted.shape)
+            np.testing.assert_array_equal(answer[name], wanted)
+
+
+def test_the_kinds_of_devices() -> None:
+    assert {"local", "qemu"} <= set(device_names())
+    assert "base" not in device_names()
+
+
+def test_the_device_follows_from_the_target() -> None:
+    assert open_device(None, HOST).name == "local"
+    need("qemu-arm", "qemu-user")
+    assert open_device(None, ARMV7).name == "qemu"
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("lokal", "no device is called 'lokal'. Did you mean local"),
+        ("usb:1", "Known: .*local, qemu"),
+        ("base", "no device is called 'base'"),
+        ("local:1", "local takes no address"),
+        ("qemu:1", "qemu takes no address"),
+        ("qemu", "the target host has no emulator"),
+    ],
+)
+def test_wrong_devices(spec: str, message: str) -> None:
+    with pytest.raises(DeviceFailed, match=message):
+        open_device(spec, HOST)
+
+
+def test_local_refuses_another_architecture() -> None:
+    with pytest.raises(DeviceFailed, match=r"but armv7 is armv7l\. Use the device qemu"):
+        open_device("local", ARMV7)
+
+
+def test_a_missing_emulator_is_named() -> None:
+    with pytest.raises(DeviceFailed, match="apt-get install qemu-user"):
+        open_device("qemu", dataclasses.replace(PI4, emulator="absent-qemu"))
+
+
+def test_local(host: Path) -> None:
+    device = open_device("local", HOST)
+    assert device.info(host)["name"] == "tiny"
+    assert device.selftest(host)["passed"] is True
+    feeds = [tiny_feed(seed) for seed in range(7)]
+    check_answers(device.infer(host, feeds), feeds)
+    assert device.infer(host, []) == []
+    made = device.bench(host, threads=1, seconds=0.001, runs=20)
+    assert len(made.samples_ms) >= 20
+    assert (made.threads, made.instructions, made.device["name"]) == (1, None, "local")
+
+
+def test_many_samples_go_in_parts(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    run = subprocess.run
+
+    def spy(*args: object, **kwargs: object) -> object:
+        calls.append(len(kwargs["input"]))  # type: ignore[arg-type]
+        return run(*args, **kwargs)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(devices, "_CHUNK_BYTES", 60)
+    monkeypatch.setattr(subprocess, "run", spy)
+    feeds = [tiny_feed(seed) for seed in range(5)]
+    check_answers(open_device("local", HOST).infer(host, feeds), feeds)
+    assert calls == [0, 50, 50, 25]  # --info, then two samples of 25 bytes at a time
+
+
+def without(feed: dict[str, Array]) -> dict[str, Array]:
+    return {"x": feed["x"]}
+
+
+def renamed(feed: dict[str, Array]) -> dict[str, Array]:
+    return {"y": feed["x"], "offset": feed["offset"]}
+
+
+def other_dtype(feed: dict[str, Array]) -> dict[str, Array]:
+    return feed | {"x": feed["x"].astype(np.float64)}
+
+
+def other_shape(feed: dict[str, Array]) -> dict[str, Array]:
+    return feed | {"x": feed["x"].reshape(3, 2)}
+
+
+@pytest.mark.parametrize("change", [without, renamed, other_dtype, other_shape])
+def test_wrong_feeds(host: Path, change: Callable[[dict[str, Array]], dict[str, Array]]) -> None:
+    with pytest.raises(ValueError, match="feed 1"):
+        open_device("local", HOST).infer(host, [tiny_feed(0), change(tiny_feed(1))])
+
+
+def test_a_failed_selftest_is_an_answer(host: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(host, tmp_path / "bundle"))
+    (broken / "golden/0.out").write_bytes(b"\xff" * 28)
+    assert open_device("local", HOST).selftest(broken)["passed"] is False
+
+
+INFO = '{"inputs": [], "outputs": [{"name": "y", "dtype": "int8", "shape": [2], "bytes": 2}]}'
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("kill -SEGV $$", "ended by SIGSEGV"),
+        ("kill -ILL $$", "ended by SIGILL"),
+        ("echo oh; echo no; exit 0", "should print a JSON object .*: oh\nno"),
+        ("echo [1]", r"should print a JSON object .*: \[1\]"),
+        ("echo '{}'", "should print a JSON object with inputs, outputs"),
+        ("echo wrong >&2; exit 3", "exited with 3: wrong"),
+        ("sleep 30", "did not end in 0.2 s"),
+        (f"[ $1 = --info ] && echo '{INFO}' || echo -n abc", "wrote 3 bytes instead of 2"),
+    ],
+)
+def test_programs_that_misbehave(
+    tmp_path: Path, script: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if script.startswith("sleep"):
+        monkeypatch.setattr(devices, "_START_S", 0.2)
+    model = tmp_path / "model"
+    model.write_text(f"#!/bin/sh\n{script}\n")
+    model.chmod(0o755)
+    with pytest.raises(DeviceFailed, match=message):
+        open_device("local", HOST).infer(tmp_path, [{}])
+
+
+def test_no_program_at_all(tmp_path: Path) -> None:
+    with pytest.raises(DeviceFailed, match=r"cannot start .*model"):
+        open_device("local", HOST).info(tmp_path)
+
+
+def test_qemu(pi4: Path) -> None:
+    device = open_device("qemu", PI4)
+    assert device.selftest(pi4)["passed"] is True
+    feeds = [tiny_feed(seed) for seed in range(3)]
+    check_answers(device.infer(pi4, feeds), feeds)
+
+
+def test_qemu_counts_instructions_and_never_milliseconds(pi4: Path) -> None:
+    made = [open_device("qemu", PI4).bench(pi4, threads=2, seconds=1, runs=100) for _ in range(2)]
+    assert made[0].instructions == made[1].instructions
+    assert made[0].instructions is not None
+    assert 100 < made[0].instructions < 5000
+    assert made[0].samples_ms == ()
+    assert made[0].threads == 1
+    assert "cortex-a72" in made[0].device["emulator"]
+
+
+def test_an_uncounted_bench_says_why(pi4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(version: int) -> Path:
+        raise DeviceFailed(f"no version {version}")
+
+    monkeypatch.setattr(qemu, "build_plugin", fail)
+    made = open_device("qemu", PI4).bench(pi4, threads=1, seconds=1, runs=1)
+    assert made.instructions is None
+    assert made.device["note"] == "instructions were not counted: no version 1"
+
+
+def test_a_plugin_that_does_not_load_is_tried_in_the_next_version(
+    pi4: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qemu, "_PLUGIN_VERSIONS", (99, 1, 2, 3, 4, 5))
+    made = open_device("qemu", PI4).bench(pi4, threads=1, seconds=1, runs=1)
+    assert made.instructions is not None
+
+
+def test_the_wrong_board_is_refused_under_qemu(tmp_path: Path) -> None:
+    need("qemu-aarch64", "qemu-user")
+    target = dataclasses.replace(PI4, cpu_flags=("asimddp",))
+    folder = export_tiny(target, tmp_path / "bundle").folder
+    device = open_device("qemu", target)
+    for attempt in (
+        lambda: device.selftest(folder),
+        lambda: device.infer(folder, [tiny_feed(0)]),
+        lambda: device.bench(folder, threads=1, seconds=1, runs=1),
+    ):
+        with pytest.raises(DeviceFailed, match="exited with 3: model: this CPU lacks asimddp"):
+            attempt()
