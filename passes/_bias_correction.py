@@ -24,23 +24,23 @@ def channel_means(
     Args:
         pass_name: for refusals.
         model: not yet quantized.
-        layers: Conv (channels on axis 1) or Gemm (on the last axis).
+        layers: Conv or Gemm; both have the channels of their input on axis 1.
         samples: all are run.
         context: for its progress.
 
     Returns:
         float64 `[channels]` by value.
     """
-    axes = {x: 1 if n.op_type == "Conv" else -1 for n in layers if (x := n.inputs[0]) is not None}
+    inputs = list(dict.fromkeys(x for node in layers if (x := node.inputs[0]) is not None))
     shapes = input_shapes(pass_name, model)
     means: dict[ir.Value, Array] = {}
-    groups = list(grouped(list(axes)))
+    groups = list(grouped(inputs))
     for number, group in enumerate(groups):
         tap = open_taps(pass_name, model, group)
         for index, feed in enumerate(samples.feeds(shapes)):
             found = tap(feed, index)
             for value in group:
-                array = np.moveaxis(found[value.name or ""], axes[value], 0)
+                array = np.moveaxis(found[value.name or ""], 1, 0)
                 mean = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64)
                 means[value] = means.get(value, 0.0) + mean / len(samples)
             context.progress(

@@ -7,6 +7,8 @@ import onnx_ir as ir
 
 from edgepress.passes.base import PassRefused
 
+# onnx 1.23 infers nothing for these, or fails; their first output is like their first input.
+_LIKE_INPUT = ("GroupNormalization", "MeanVarianceNormalization")
 # Tensors above this size steer no shape, so inference does without their bytes.
 _SMALL_BYTES = 4096
 
@@ -20,7 +22,7 @@ def refresh_shapes(model: ir.Model, pass_name: str = "shapes", *, static: bool =
     attribute cannot leave a stale shape behind. `pass_name` is the pass to blame in errors.
 
     Raises PassRefused where inference contradicts itself, where an output's dtype changed, and,
-    with `static`, where a value is left without dtype or fixed shape; it then names all of them.
+    with `static`, where a value that is read has no dtype or fixed shape; it then names them all.
     """
     graph = model.graph
     declared = {value.name: (value.dtype, value.shape) for value in graph.outputs}
@@ -97,9 +99,14 @@ def without_big_tensors(model: ir.Model) -> onnx.ModelProto:
 
 def _infer(model: ir.Model, pass_name: str) -> dict[str, ir.Value]:
     """Run onnx's strict inference with data propagation; return its values by name."""
+    slim = without_big_tensors(model)
+    for node in slim.graph.node:
+        if node.op_type in _LIKE_INPUT:
+            node.op_type = "Identity"
+            del node.input[1:], node.attribute[:]
     try:
         proto = onnx.shape_inference.infer_shapes(
-            without_big_tensors(model), check_type=True, strict_mode=True, data_prop=True
+            slim, check_type=True, strict_mode=True, data_prop=True
         )
     except Exception as error:
         text = " ".join(str(error).split())
@@ -113,9 +120,10 @@ def _infer(model: ir.Model, pass_name: str) -> dict[str, ir.Value]:
 
 
 def demand_static(model: ir.Model, pass_name: str) -> None:
-    """Raise PassRefused naming every value without a dtype, a fixed shape, or any element."""
+    """Raise PassRefused naming every value that is read and has no dtype, shape or element."""
     graph = model.graph
-    values = [*graph.inputs, *(value for node in graph for value in node.outputs if value.name)]
+    inner = (value for node in graph for value in node.outputs)
+    values = [*graph.inputs, *(v for v in inner if v.uses() or v.is_graph_output())]
     unknown = [
         f"{value.name} {value.shape if value.shape is not None else '[?]'}"
         for value in values

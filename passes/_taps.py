@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -73,10 +74,11 @@ def open_taps(
         found = dict(feed)
         if session:
             try:
-                found |= dict(zip(names, session.run(names, feed), strict=True))
+                answers: Any = session.run(names, feed)
             except Exception as error:  # onnxruntime's errors have no class of their own
                 why = f"onnxruntime cannot run the model on it: {error}"
                 raise PassRefused(pass_name, f"sample {index}", why) from error
+            found |= dict(zip(names, answers, strict=True))
         for name in wanted:
             if not np.isfinite(found[name]).all():
                 raise _non_finite(pass_name, name, index, found[name])

@@ -33,7 +33,7 @@ class DropNoOps(Pass):
     """Remove nodes that pass their input through, and unread nodes and weights.
 
     Graph inputs stay, read or not.
-    Stats: `dropped` nodes, `merged` Transposes, `unread` nodes, weights and outputs of nodes.
+    Stats: `dropped` nodes, `merged` Transposes and Concats, `unread` nodes, weights and outputs.
     """
 
     def call(self, model: ir.Model, context: Context) -> Outcome:  # noqa: ARG002
@@ -50,7 +50,7 @@ class DropNoOps(Pass):
                     replace_output(graph, node.outputs[0], source)
                     graph.remove(node, safe=True)
                     dropped, changed = dropped + 1, True
-                elif _skip_transpose(node):
+                elif _skip_transpose(node) or _drop_empty_parts(node):
                     merged, changed = merged + 1, True
             removed = _remove_unread(graph)
             unread, changed = unread + removed, changed or removed > 0
@@ -167,6 +167,19 @@ def _skip_transpose(node: ir.Node) -> bool:
         return False
     node.attributes.add(ir.AttrInt64s("perm", [inner[axis] for axis in outer]))
     node.replace_input_with(0, first.inputs[0])
+    return True
+
+
+def _drop_empty_parts(node: ir.Node) -> bool:
+    """Take inputs without elements off a Concat, as when a slice takes nothing of a tensor."""
+    if node.op_type != "Concat" or 0 in (static_shape(node.outputs[0]) or (0,)):
+        return False
+    parts = [value for value in node.inputs if 0 not in (static_shape(value) or ())]
+    if len(parts) == len(node.inputs):
+        return False
+    for index, value in enumerate(parts):
+        node.replace_input_with(index, value)
+    node.resize_inputs(len(parts))
     return True
 
 

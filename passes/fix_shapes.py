@@ -44,10 +44,12 @@ class FixShapes(Pass):
         """Fix the shapes, then infer those of all values."""
         inputs = _true_inputs(model)
         removed = len(model.graph.inputs) - len(inputs)
+        # Before version 4, every initializer had to be an input.
+        old = model.ir_version is None or model.ir_version < 4
+        if old:
+            model.ir_version = 8
         if removed:
             model.graph.inputs[:] = inputs
-            # Before version 4, every initializer had to be an input.
-            model.ir_version = max(model.ir_version or 0, 8)
         known = self._given(inputs, context)
         notes: list[str] = []
         fixed = 0
@@ -59,7 +61,7 @@ class FixShapes(Pass):
         inferred = self._infer(model, inputs)
         return Outcome(
             model=model,
-            modified=bool(fixed or removed or inferred),
+            modified=bool(fixed or removed or inferred or old),
             stats={"fixed": fixed, "removed_inputs": removed},
             notes=notes,
         )

@@ -69,15 +69,13 @@ class QuantizeInt8(Pass):
             )
         if not _is_quantized(model):
             planned = plan(model, self._skipped(model))
-            for root in set(_sources(planned).values()):
+            for root in dict.fromkeys(_sources(planned).values()):
                 self._range(root)
 
     def call(self, model: ir.Model, context: Context) -> Outcome:
         """Plan, then write pairs and quantized constants."""
         if count := _is_quantized(model):
-            note = (
-                f"the model is quantized already: it has {count} QuantizeLinear/DequantizeLinear."
-            )
+            note = f"the model is quantized already, by {count} nodes that quantize or dequantize"
             return Outcome(model=model, modified=False, notes=[note])
         planned = plan(model, self._skipped(model))
         means = self._means(model, planned, context)
@@ -98,7 +96,10 @@ class QuantizeInt8(Pass):
                 rescaled += self._weights(writer, node, at, scale, mean)
                 constants += len(at)
             elif node.op_type in ("Add", "Mul", "Concat"):
-                shared = scales[sources[node.outputs[0]]] if node.op_type == "Concat" else None
+                shared = None
+                if node.op_type == "Concat":
+                    root = sources[node.outputs[0]]
+                    shared = (*scales[root], root.name or "")
                 for index, array in at.items():
                     self._operand(writer, node, index, array, shared)
                 constants += len(at)
@@ -177,16 +178,16 @@ class QuantizeInt8(Pass):
         node: ir.Node,
         index: int,
         array: Array,
-        shared: tuple[np.float32, int] | None,
+        shared: tuple[np.float32, int, str] | None,
     ) -> None:
         """Quantize a constant operand like an activation, by its own range or a shared scale."""
         name = _input_name(node, index)
         try:
             own = Range(float(array.min(initial=0)), float(array.max(initial=0)))
-            scale, zero_point = shared or activation_qparams(own, self.activation)
+            scale, zero_point, owner = shared or (*activation_qparams(own, self.activation), name)
         except CalibrationError as error:
             raise PassRefused(self.name, f"constant {name!r}", str(error)) from error
-        parameters = self._write(writer, name, scale, zero_point)
+        parameters = self._write(writer, owner, scale, zero_point)
         integers = quantize(array, scale, zero_point, self.activation)
         writer.constant(node, index, name, integers, parameters, None)
 

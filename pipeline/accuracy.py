@@ -68,7 +68,7 @@ def _percent(hits: Array) -> float:
 
 
 def stack(outputs: Outputs) -> Mapping[str, Array]:
-    """Stack the answers by output name as `[n, *shape without its batch axis of 1]`, like inputs."""
+    """Stack the answers as samples are: `[n, *shape without its batch axis of 1]`, by name."""
     return {name: np.stack([_sample(answer[name]) for answer in outputs]) for name in outputs[0]}
 
 

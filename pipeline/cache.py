@@ -8,6 +8,7 @@ be the reason of a wrong result or of a failure; a full disk only means that not
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import importlib.resources
@@ -122,10 +123,12 @@ def content_key(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+@functools.cache
 def code_version(*packages: str) -> str:
     """Hash the source files of our own packages and the versions of those we build on.
 
-    Cached results must not outlive the code that made them.
+    Cached results must not outlive the code that made them. The answer stays the same while the
+    process runs, as the code that it has imported does.
     """
     digest = hashlib.sha256()
     for package in packages:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import importlib.metadata
 import json
+import os
 import signal
 import sys
 import traceback
@@ -303,8 +304,15 @@ def exit_code(error: Exception) -> int:
         return USAGE
     if isinstance(error, OSError) and error.errno in ENVIRONMENT:
         return USAGE
+    if _disk_is_full(error):
+        return USAGE
     names = (f"{cls.__module__}.{cls.__qualname__}" for cls in type(error).__mro__)
     return next((EXIT_CODES[name] for name in names if name in EXIT_CODES), BUG)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Whether a compiler that edgepress calls ran out of space, which only its log says."""
+    return os.strerror(errno.ENOSPC) in getattr(error, "log", "")
 
 
 def _paragraph(error: Exception) -> str:
@@ -315,6 +323,8 @@ def _paragraph(error: Exception) -> str:
         return (
             f"the disk is full{f' at {error.filename}' if error.filename else ''}: free some space."
         )
+    if _disk_is_full(error):
+        return "the disk with the temporary files is full: free some space, or set TMPDIR."
     notes = " ".join(getattr(error, "__notes__", ()))
     return f"{error} {notes}".strip()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -34,7 +35,7 @@ class Oracle:
 
     def run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
         """Return the outputs of one sample by name."""
-        answers = self._session.run(self.outputs, dict(feeds))
+        answers: Sequence[Any] = self._session.run(self.outputs, dict(feeds))
         return dict(zip(self.outputs, answers, strict=True))
 
 

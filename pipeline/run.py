@@ -77,8 +77,13 @@ def run(
     The folder appears when everything is done; a bundle whose gates failed is kept, with the
     verdicts in it, and so is one that no device could verify (`Result.unverified`). Whatever is
     raised or interrupts leaves the old bundle or none.
+
+    Raises DeviceFailed before any work where `request.device` cannot run the target, and what
+    `prepare` and `build` raise.
     """
     progress = progress or Progress(shown=False)
+    if request.device is not None:
+        open_device(request.device, request.target)  # a wrong name is better said at once
     with new_folder(request.output, overwrite=request.overwrite) as folder:
         prepared = prepare(
             request.model,

@@ -27,7 +27,7 @@ from edgepress.pipeline.snapshot import Snapshot
 from edgepress.targets.base import Measurement, Target
 from edgepress.targets.devices.base import Device, open_device
 
-OUTPUT_SAMPLES = 8
+OUTPUT_SAMPLES = 4
 BENCH_SECONDS, BENCH_RUNS = 1.0, 100
 
 

@@ -86,6 +86,26 @@ def _plain_functions(module: Any, _context: Any) -> Any:
     return tvm.IRModule(functions)
 
 
+@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.LocalsOnStack")
+def _locals_on_stack(function: Any, _module: Any, _context: Any) -> Any:
+    """Turn `local` buffers into `global` ones.
+
+    LowerTVMBuiltin leaves small global buffers on the stack, where LLVM makes registers of them,
+    and takes local ones from the workspace, however small.
+    """
+    replaced: dict[Any, Any] = {}
+
+    def replace(variable: Any) -> Any:
+        if not tirx.is_buffer_var(variable) or variable.ty.storage_scope != "local":
+            return variable
+        if variable not in replaced:
+            kind = variable.ty
+            replaced[variable] = tirx.decl_buffer(kind.shape, str(kind.dtype), variable.name)
+        return replaced[variable]
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Var, replace)))
+
+
 @tirx.transform.prim_func_pass(opt_level=0, name="edgepress.OnCpu")
 def _on_cpu(function: Any, _module: Any, _context: Any) -> Any:
     """Say which device's workspace to use; LowerTVMBuiltin wants to know."""
@@ -113,6 +133,7 @@ def _lowering_passes() -> list[Any]:
         s_tir.transform.StmtSimplify(),
         s_tir.transform.AnnotateIrregularLoop(),
         s_tir.transform.LowerOpaqueBlock(),
+        _locals_on_stack,
         _plain_functions,
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(_INDEX_BITS),

@@ -36,6 +36,8 @@ def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Prog
             all of them are listed.
     """
     isa = load_isa(target.isa)
+    both = "an output that is an input too has no memory of its own; put an Identity between them"
+    _refuse([(v.name or "", both) for v in model.graph.outputs if v.is_graph_input()])
     if is_quantized(model):
         model = to_integers(model, isa.storage)
     model = to_nhwc(claim_float_operators(model))

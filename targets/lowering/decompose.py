@@ -1,5 +1,177 @@
-"""Tmp."""
+"""Operators that TVM lacks or imports wrongly → operators that it imports rightly.
+
+A rule of this package replaces a node by others; where there is none, onnx's own definition of the
+operator as a function of simpler ones does. Both may need static shapes, and constant operands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import onnx
+import onnx.defs
+
+from edgepress.targets.lowering import (
+    decompose_arrays,
+    decompose_math,
+    decompose_quantized,
+    decompose_recurrent,
+    decompose_resize,
+    decompose_signal,
+)
+from edgepress.targets.lowering.rewriting import Rewriting
+
+Rule = Callable[[Rewriting, onnx.NodeProto], bool]  # False: leave the node as it is
+
+# Operators that onnx defines by simpler ones, and TVM lacks or gets wrong.
+EXPANDED = frozenset(
+    {
+        "AffineGrid",
+        "Attention",
+        "BlackmanWindow",
+        "CausalConvWithState",
+        "Celu",
+        "CenterCropPad",
+        "GroupNormalization",
+        "HammingWindow",
+        "HannWindow",
+        "LayerNormalization",
+        "MeanVarianceNormalization",
+        "NegativeLogLikelihoodLoss",
+        "RMSNormalization",
+        "RotaryEmbedding",
+        "Shrink",
+        "SoftmaxCrossEntropyLoss",
+        "SwiGLU",
+        "Swish",
+    }
+)
+_ROUNDS = 8  # functions within functions, and rules that use them
 
 
-def decompose(proto):
-    return proto
+def decompose(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Replace nodes until TVM imports each that is left; the model itself is not changed.
+
+    Args:
+        model: nodes of the default domain; every value has a static shape.
+
+    Raises:
+        ValueError: functions nest deeper than any of onnx's does.
+    """
+    if not any(node.op_type in RULES or node.op_type in EXPANDED for node in model.graph.node):
+        return model
+    for _ in range(_ROUNDS):
+        rewriting = Rewriting(model)
+        for node in rewriting.source.node:
+            if not _replace(rewriting, node):
+                rewriting.add_node(node)
+        before, model = model, rewriting.finish()
+        if before.graph.node == model.graph.node:
+            return model
+    raise ValueError("operators are defined by others without end")
+
+
+def _replace(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
+    rule = RULES.get(node.op_type)
+    if rule is not None:
+        return rule(rewriting, node)
+    if node.op_type not in EXPANDED:
+        return False
+    body = function_of(rewriting, node)
+    if body is None:
+        return False
+    _inline(rewriting, node, body)
+    return True
+
+
+def function_of(rewriting: Rewriting, node: onnx.NodeProto) -> onnx.FunctionProto | None:
+    """Return onnx's definition of an operator by simpler ones; None where it has none."""
+    schema = onnx.defs.get_schema(node.op_type, rewriting.opset, node.domain)
+    versions = [v for v in schema.function_opset_versions if v <= rewriting.opset]
+    if versions:
+        return onnx.FunctionProto.FromString(
+            schema.get_function_with_opset_version(max(versions))
+        )
+    versions = [
+        v for v in schema.context_dependent_function_opset_versions if v <= rewriting.opset
+    ]
+    if not versions:
+        return None
+    types = [rewriting.type_of(name).SerializeToString() for name in node.input]
+    text = schema.get_context_dependent_function_with_opset_version(
+        max(versions), node.SerializeToString(), types
+    )
+    return onnx.FunctionProto.FromString(text)
+
+
+def _inline(rewriting: Rewriting, node: onnx.NodeProto, body: onnx.FunctionProto) -> None:
+    """Add the nodes of a function with the names and attributes of this call."""
+    names = {name: "" for name in body.input}
+    names |= zip(body.input, node.input, strict=False)
+    names |= zip(body.output, node.output, strict=False)
+    schema = onnx.defs.get_schema(node.op_type, rewriting.opset, node.domain)
+    given = {name: attribute.default_value for name, attribute in schema.attributes.items()}
+    given = {name: default for name, default in given.items() if default.name}
+    given |= {attribute.name: attribute for attribute in body.attribute_proto}
+    given |= {attribute.name: attribute for attribute in node.attribute}
+
+    def renamed(name: str) -> str:
+        if name and name not in names:
+            names[name] = rewriting.fresh(f"{node.output[0]}_{name}")
+        return names[name] if name else ""
+
+    for inner in body.node:
+        copy = _renamed(inner, renamed, given)
+        copy.name = rewriting.fresh(f"{node.name or node.output[0]}/{inner.op_type}")
+        rewriting.add_node(copy)
+
+
+def _renamed(
+    node: onnx.NodeProto,
+    rename: Callable[[str], str],
+    given: Mapping[str, onnx.AttributeProto],
+) -> onnx.NodeProto:
+    """Copy a node of a function body; the bodies that it holds itself are renamed too."""
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[:] = [rename(name) for name in node.input]
+    copy.output[:] = [rename(name) for name in node.output]
+    del copy.attribute[:]
+    for attribute in node.attribute:
+        if attribute.ref_attr_name and attribute.ref_attr_name not in given:
+            continue
+        value = copy.attribute.add()
+        value.CopyFrom(given.get(attribute.ref_attr_name, attribute))
+        value.name = attribute.name
+        if value.type == onnx.AttributeProto.GRAPH:
+            nodes = [_renamed(inner, rename, given) for inner in attribute.g.node]
+            del value.g.node[:]
+            value.g.node.extend(nodes)
+            for output in value.g.output:
+                output.name = rename(output.name)
+    return copy
+
+
+def _choose_branch(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
+    """Put the branch of an If whose condition is known in its place."""
+    condition = rewriting.constant(node.input[0])
+    if condition is None:
+        return False
+    wanted = "then_branch" if condition.item() else "else_branch"
+    branch = next(attribute.g for attribute in node.attribute if attribute.name == wanted)
+    for inner in branch.node:
+        rewriting.add_node(inner)
+    for result, output in zip(branch.output, node.output, strict=True):
+        rewriting.emit("Identity", result.name, output=output)
+    return True
+
+
+RULES: dict[str, Rule] = {
+    "If": _choose_branch,
+    **decompose_arrays.RULES,
+    **decompose_math.RULES,
+    **decompose_quantized.RULES,
+    **decompose_recurrent.RULES,
+    **decompose_resize.RULES,
+    **decompose_signal.RULES,
+}

@@ -39,6 +39,17 @@ class Builder:
         """Let the next node take a name that was reserved for it."""
         self._taken.discard(name)
 
+    def free(self, name: str) -> None:
+        """Rename whatever holds a name, so that the next node can take it."""
+        holders = [value for node in self.nodes for value in node.outputs if value.name == name]
+        if name in self.initializers:
+            holders.append(self.initializers.pop(name))
+        for value in holders:
+            value.name = self.unique(name)
+            if value.const_value is not None:
+                self.initializers[value.name] = value
+        self.release(name)
+
     def constant(self, name: str, array: Array) -> ir.Value:
         """Add an initializer."""
         name = self.unique(name)

@@ -72,7 +72,14 @@ def claim_float_operators(model: ir.Model) -> ir.Model:
             label=node.name,
         )
         taken.update(followers)
-    outputs = [values[value] for value in model.graph.outputs]
+    outputs = []
+    for value in model.graph.outputs:
+        output = get(value)
+        assert output is not None
+        if output.producer() is not None and output.name != value.name:
+            builder.free(value.name or "")
+            output.name = value.name
+        outputs.append(output)
     return builder.model(model, inputs, outputs)
 
 

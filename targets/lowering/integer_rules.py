@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from edgepress.targets.lowering.integers import (
     Quantized,
     Rule,
     Weight,
+    multiplier,
     output_attributes,
 )
 from edgepress.targets.lowering.tables import FUNCTIONS, table
@@ -29,7 +31,10 @@ from edgepress.targets.lowering.window import (
 )
 
 Array = npt.NDArray[Any]
+_SMALLEST = np.finfo(np.float32).tiny
 _ADD_BITS = 21  # 9-bit values times 21-bit factors: the sum of two fits 31 bits
+
+_SAME_STEP = 1e-3  # steps by which a constant may miss the grid of its 8-bit form
 
 # Operators that move values and compute nothing.
 MOVES = {
@@ -83,7 +88,7 @@ def _product(
     bias = state.bias(bias_value, scales)
     assert bias is not None
     exact = np.float64(x.quantization.scale) * np.broadcast_to(scale, array.shape[:1])
-    multiplier = (exact / np.float64(target.scale)).astype(np.float32)
+    multipliers = multiplier(exact / np.float64(target.scale))
     label = pending.node.name or name
     return state.builder.node(
         op_type,
@@ -91,7 +96,7 @@ def _product(
             x.value,
             state.builder.constant(f"{label}_weights", array),
             state.builder.constant(f"{label}_bias", bias),
-            state.builder.constant(f"{label}_multipliers", multiplier),
+            state.builder.constant(f"{label}_multipliers", multipliers),
         ],
         {
             **attributes,
@@ -105,8 +110,23 @@ def _product(
     )
 
 
-def _constant_bias(value: ir.Value | None, state: Integers) -> bool:
-    return value is None or value in state.weights or array_of(value) is not None
+def _fits(
+    state: Integers, node: ir.Node, weight: tuple[Array, Array], bias_value: ir.Value | None
+) -> bool:
+    """Tell whether there is a constant bias and no int32 accumulator can overflow."""
+    x = state.operand(node.inputs[0])
+    assert x is not None
+    array, scale = weight
+    with np.errstate(over="ignore"):
+        scales = np.float32(x.quantization.scale) * np.broadcast_to(scale, array.shape[:1])
+    if not (np.isfinite(scales) & (scales >= _SMALLEST)).all():
+        return False
+    bias = state.bias(bias_value, scales)
+    if bias is None:
+        return False
+    below = x.quantization.zero_point - x.quantization.lowest
+    reach = np.abs(array.reshape(len(array), -1).astype(np.int64)).sum(1) * max(below, 255 - below)
+    return bool((np.abs(bias.astype(np.int64)) + reach < 2**31).all())
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
@@ -119,7 +139,7 @@ def _accepts_conv(state: Integers, node: ir.Node) -> bool:
         state.has_operand(node.inputs[0])
         and weight is not None
         and weight.array.ndim == 4
-        and _constant_bias(_input(node, 2), state)
+        and _fits(state, node, (weight.array, weight.scale), _input(node, 2))
     )
 
 
@@ -152,9 +172,11 @@ def _accepts_gemm(state: Integers, node: ir.Node) -> bool:
     found = _gemm_weight(state, node)
     if not plain or found is None or not state.has_operand(node.inputs[0]):
         return False
-    if not _constant_bias(bias, state):
-        return False
-    return bias is None or np.prod(shape_of(bias), dtype=int) in (1, found[0].shape[0])
+    if bias is not None:
+        size = math.prod(shape_of(bias))
+        if size not in (1, len(found[0])) or (size > 1 and shape_of(bias)[-1] != size):
+            return False
+    return _fits(state, node, found, bias)
 
 
 def _emit_gemm(state: Integers, pending: Pending, target: Quantization, name: str) -> ir.Value:
@@ -182,14 +204,14 @@ def _emit_binary(state: Integers, pending: Pending, target: Quantization, name: 
         **output_attributes(target, target.clamp(pending.low, pending.high)),
     }
     if node.op_type == "Mul":
-        attributes["multiplier"] = float(np.float32(scale_a * scale_b / np.float64(target.scale)))
+        attributes["multiplier"] = float(multiplier(scale_a * scale_b / np.float64(target.scale)))
     else:
         # Both operands as integers on one fine scale: `unit` is worth one step of the sum.
         unit = max(scale_a, scale_b) / 2.0**_ADD_BITS
         sign = -1 if node.op_type == "Sub" else 1
         attributes["a_factor"] = int(np.rint(scale_a / unit))
         attributes["b_factor"] = sign * int(np.rint(scale_b / unit))
-        attributes["multiplier"] = float(np.float32(unit / np.float64(target.scale)))
+        attributes["multiplier"] = float(multiplier(unit / np.float64(target.scale)))
     op_type = "QMul" if node.op_type == "Mul" else "QAdd"
     return state.builder.node(
         op_type,
@@ -260,7 +282,7 @@ def _emit_pool(state: Integers, pending: Pending, target: Quantization, name: st
         window = global_window(given)
         factors = np.full((1, 1), 1.0 / (given[2] * given[3]))
     scale = np.float64(x.quantization.scale) / np.float64(target.scale)
-    multipliers = state.builder.constant(f"{name}_factors", (factors * scale).astype(np.float32))
+    multipliers = state.builder.constant(f"{name}_factors", multiplier(factors * scale))
     pooled_shape = (*given[:2], *factors.shape)
     pooled = state.builder.node(
         "QAveragePool",
@@ -294,7 +316,7 @@ def _emit_clamp(state: Integers, pending: Pending, target: Quantization, name: s
     x, bounds = state.operand(pending.node.inputs[0]), clip_bounds(pending.node)
     assert x is not None
     assert bounds is not None
-    low, high = max(bounds[0], pending.low), min(bounds[1], pending.high)
+    low, high = (min(max(bound, pending.low), pending.high) for bound in (min(bounds), bounds[1]))
     return state.rescale(x, target, name, low, high)
 
 
@@ -326,10 +348,13 @@ def _accepts_move(state: Integers, node: ir.Node) -> bool:
     if not state.has_operand(node.inputs[0]):
         return False
     if node.op_type == "Resize":
-        return node.attributes.get_string("mode", "nearest") == "nearest"
+        # Outside a crop there are values that the input does not have.
+        crop = node.attributes.get_string("coordinate_transformation_mode", "half_pixel")
+        nearest = node.attributes.get_string("mode", "nearest") == "nearest"
+        return nearest and crop != "tf_crop_and_resize"
     if node.op_type == "Pad":
         given = _input(node, 2)
-        return given is None or array_of(given) is not None or given in state.weights
+        return given is None or _pad_steps(state, node, given) is not None
     return all(array_of(value) is not None for value in node.inputs[1:] if value is not None)
 
 
@@ -343,7 +368,9 @@ def _emit_move(state: Integers, pending: Pending, target: Quantization, name: st
             if value is None:
                 inputs.append(None)
             elif node.op_type == "Pad" and index == 2:
-                inputs.append(_pad_constant(state, value, x.quantization, name))
+                steps = _pad_steps(state, node, value)
+                fill = np.array(steps, x.quantization.dtype)
+                inputs.append(state.builder.constant(f"{name}_fill", fill))
             else:
                 inputs.append(state.float_of(value))
         if node.op_type == "Pad" and len(inputs) < 3:
@@ -354,15 +381,21 @@ def _emit_move(state: Integers, pending: Pending, target: Quantization, name: st
     return state.rescale(moved, target, name, pending.low, pending.high)
 
 
-def _pad_constant(
-    state: Integers, value: ir.Value, quantization: Quantization, name: str
-) -> ir.Value:
-    real = array_of(value)
-    if real is None:
+def _pad_steps(state: Integers, node: ir.Node, value: ir.Value) -> int | None:
+    """Return the 8-bit form of what a Pad fills with; None where it has none or is not constant."""
+    x, real = state.operand(node.inputs[0]), array_of(value)
+    assert x is not None
+    if value in state.weights:
         weight = state.weights[value]
         real = (weight.array - weight.zero_point) * weight.scale
-    fill = quantization.clamp(float(real.item()), np.inf)[0]
-    return state.builder.constant(f"{name}_fill", np.array(fill, quantization.dtype))
+    if real is None or not np.isfinite(real.item()):
+        return None
+    steps = real.item() / np.float64(x.quantization.scale)
+    near, lowest = np.rint(steps), x.quantization.lowest
+    stored = near + x.quantization.zero_point
+    if abs(steps - near) > _SAME_STEP or not lowest <= stored <= lowest + 255:
+        return None
+    return int(stored)
 
 
 RULES: dict[str, Rule] = {

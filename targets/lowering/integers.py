@@ -25,6 +25,7 @@ from edgepress.targets.lowering.window import clip_bounds
 
 Array = npt.NDArray[Any]
 _LOWEST = {"uint8": 0, "int8": -128}
+_LARGEST_MULTIPLIER = 2.0**96  # times any int32 it is still finite
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Quantization:
             bounds.append(
                 int(np.clip(np.rint(real) + self.zero_point, self.lowest, self.lowest + 255))
             )
-        return bounds[0], bounds[1]
+        return min(bounds), bounds[1]  # where low exceeds high, ONNX's Clip answers high
 
 
 @dataclass(frozen=True)
@@ -141,9 +142,8 @@ class Integers:
             if weight.scale.size > 1:
                 shape[weight.axis] = -1
             centred = weight.array.astype(np.float32) - weight.zero_point.reshape(shape)
-            result = self.builder.constant(
-                value.name or "weight", centred * weight.scale.reshape(shape)
-            )
+            real = centred.astype(np.float32) * weight.scale.reshape(shape)
+            result = self.builder.constant(value.name or "weight", real)
         elif value in self.quantized:
             result = self.dequantize(value)
         elif (array := array_of(value)) is not None:
@@ -188,9 +188,10 @@ class Integers:
         """Return the value of a graph output, under the output's own name."""
         result = self.float_of(value)
         assert result is not None
-        passed_through = result.producer() is None or result.name != value.name
-        if passed_through:
-            self.builder.release(value.name or "")
+        if value.is_graph_input():
+            return result
+        if result.producer() is None or result.name != value.name:
+            self.builder.free(value.name or "")
             result = self.builder.node(
                 "Identity", [result], {}, value.name or "out", dtype_of(value), shape_of(value), ""
             )
@@ -207,7 +208,10 @@ class Integers:
             return None
         if not np.isfinite(scale.item()) or scale.item() < 2.0**-100:
             return None
-        dtype = "uint8" if zero is None else str(zero.dtype)
+        writes = node.op_type == "QuantizeLinear"
+        stored = node.outputs[0] if writes else node.inputs[0]
+        assert stored is not None
+        dtype = dtype_of(stored) if zero is None else str(zero.dtype)
         if dtype not in _LOWEST or (zero is not None and zero.size != 1):
             return None
         shift = _LOWEST[self.storage] - _LOWEST[dtype]
@@ -225,7 +229,8 @@ class Integers:
         if node.op_type in ("Relu", "Clip") and self.join_clamp(node):
             return
         rule = self.rules.get(node.op_type)
-        only = all(_only_quantized(v) for v in node.outputs if v.uses())
+        used = [v for v in node.outputs if v.uses() or v.is_graph_output()]
+        only = all(self.only_quantized(v) for v in used)
         if rule and only and rule.accepts(self, node):
             for index, output in enumerate(node.outputs):
                 self.pending[output] = Pending(node, index)
@@ -237,24 +242,32 @@ class Integers:
     def join_clamp(self, node: ir.Node) -> bool:
         """Fold a ReLU or Clip into the pending operator before it."""
         source = node.inputs[0]
-        if source is None or source not in self.pending or not _only_quantized(node.outputs[0]):
+        if source is None or source not in self.pending or not self.only_quantized(node.outputs[0]):
             return False
         pending, bounds = self.pending[source], clip_bounds(node)
         if bounds is None:
             return False
-        low, high = max(bounds[0], pending.low), min(bounds[1], pending.high)
+        low, high = (
+            min(max(bound, bounds[0]), bounds[1]) for bound in (pending.low, pending.high)
+        )
         self.pending[node.outputs[0]] = Pending(pending.node, pending.output, low, high)
         return True
+
+    def only_quantized(self, value: ir.Value) -> bool:
+        """Tell whether a float value is only ever made 8-bit, maybe behind a ReLU or Clip."""
+        if value.is_graph_output() or not value.uses():
+            return False
+        uses = list(value.uses())
+        if all(user.op_type == "QuantizeLinear" and index == 0 for user, index in uses):
+            return all(self.quantization(user) is not None for user, _ in uses)
+        user, index = uses[0]
+        clamp = user.op_type in ("Relu", "Clip") and index == 0 and clip_bounds(user) is not None
+        return len(uses) == 1 and clamp and self.only_quantized(user.outputs[0])
 
     def lower_quantize(self, node: ir.Node) -> bool:
         """Emit what a QuantizeLinear ends; False where it stays a float operator."""
         source, target = node.inputs[0], self.quantization(node)
         if source is None or target is None or dtype_of(source) != "float32":
-            if source is not None and source in self.pending:
-                raise ValueError(
-                    f"{node.name}: only 8-bit per-tensor activations with constant scales can be "
-                    "compiled; quantize the model with `quantize-int8`"
-                )
             return False
         name = node.outputs[0].name or "quantized"
         if source in self.pending:
@@ -339,9 +352,10 @@ class Integers:
             return np.zeros(scales.size, np.int32)
         if value in self.weights and self.weights[value].array.dtype == np.int32:
             weight = self.weights[value]
-            if np.array_equal(np.broadcast_to(weight.scale, scales.shape), scales):
+            same = np.array_equal(np.broadcast_to(weight.scale, scales.shape), scales)
+            if same and not weight.zero_point.any():
                 return weight.array.ravel()
-            real = weight.array.ravel().astype(np.float64) * weight.scale.astype(np.float64)
+            real = (weight.array.ravel() - weight.zero_point) * weight.scale.astype(np.float64)
         else:
             array = array_of(value)
             if array is None or array.dtype != np.float32:
@@ -369,7 +383,7 @@ class Integers:
             [source.value],
             {
                 "x_zero_point": q.zero_point,
-                "multiplier": float(np.float32(np.float64(q.scale) / np.float64(target.scale))),
+                "multiplier": float(multiplier(np.float64(q.scale) / np.float64(target.scale))),
                 **output_attributes(target, bounds),
             },
             name,
@@ -378,18 +392,11 @@ class Integers:
         )
 
 
+def multiplier(ratio: Any) -> Array:
+    """Round ratios of scales to float32; a huge one saturates any accumulator but 0 anyway."""
+    return np.asarray(np.minimum(ratio, _LARGEST_MULTIPLIER), np.float32)
+
+
 def output_attributes(target: Quantization, bounds: tuple[int, int]) -> dict[str, int]:
     """Return the attributes that every requantising node has."""
     return {"zero_point": target.zero_point, "low": bounds[0], "high": bounds[1]}
-
-
-def _only_quantized(value: ir.Value) -> bool:
-    """Tell whether a float value is only ever quantized, directly or behind a ReLU or Clip."""
-    if value.is_graph_output() or not value.uses():
-        return False
-    uses = list(value.uses())
-    if all(user.op_type == "QuantizeLinear" and index == 0 for user, index in uses):
-        return True
-    user, index = uses[0]
-    clamp = user.op_type in ("Relu", "Clip") and index == 0 and clip_bounds(user) is not None
-    return len(uses) == 1 and clamp and _only_quantized(user.outputs[0])

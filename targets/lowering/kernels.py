@@ -32,9 +32,12 @@ class Assembly:
         self.program = Program()
         self._tensors: dict[ir.Value, str] = {}
         self._kernels: dict[tuple[Any, ...], str] = {}
+        self._taken: set[str] = set()
 
     def begin(self, model: ir.Model) -> None:
-        """Declare the inputs."""
+        """Declare the inputs; no constant or scratch tensor takes the name of a value."""
+        produced = (value for node in model.graph for value in node.outputs)
+        self._taken.update(value.name or "" for value in (*model.graph.inputs, *produced))
         for value in model.graph.inputs:
             self.declare(value)
         self.program.inputs = tuple(value.name or "" for value in model.graph.inputs)
@@ -70,13 +73,21 @@ class Assembly:
         return self._tensors[value]
 
     def constant(self, name: str, array: Array) -> str:
-        """Add a constant."""
+        """Add a constant, under its name or a free variation: nodes may share a name."""
+        name = self._unique(name)
         self.program.constants[name] = np.ascontiguousarray(array)
         return name
 
     def scratch(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:
         """Add a tensor that is no value of the graph."""
+        name = self._unique(name)
         self.program.tensors[name] = Tensor(name, dtype, shape)
+        return name
+
+    def _unique(self, name: str) -> str:
+        while name in self._taken:
+            name += "_"
+        self._taken.add(name)
         return name
 
     def kernel(self, kind: str, generate: Callable[..., Any], *arguments: Any) -> str:

@@ -33,7 +33,7 @@ from edgepress.targets.schedules.emit import (
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
 
 Array = npt.NDArray[Any]
-_PARALLEL_MACS = 400_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_MACS = 2_000_000  # below this, waking a second thread costs more than it saves
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, cast, chunks,
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
 
 Array = npt.NDArray[Any]
-_PARALLEL_MACS = 200_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_MACS = 500_000  # below this, waking a second thread costs more than it saves
 _MOST_COLUMNS = 7
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import tvm
 import tvm_ffi
-from tvm import s_tir
+from tvm import s_tir, tirx
 
 from edgepress.targets.base import Target
 from edgepress.targets.isa.base import load_isa
@@ -52,9 +52,21 @@ def schedule(function: Any, target: Target) -> Any:
         _inline_producers(work)
         for block in work.blocks():
             _schedule_block(work, block)
-        return work.schedule.mod[_MAIN]
+        scheduled = work.schedule.mod[_MAIN]
     except RuntimeError:  # such as a body that is no block
         return function
+    return scheduled.with_body(
+        tvm_ffi.structural_map(scheduled.body, (s_tir.SBlockRealize, _likely))
+    )
+
+
+def _likely(realize: Any) -> Any:
+    """Mark the condition of a partly filled vector, so that LoopPartition cuts it off the loop."""
+    if isinstance(realize.predicate, tirx.IntImm):
+        return realize
+    return s_tir.SBlockRealize(
+        realize.iter_values, tirx.likely(realize.predicate), realize.block
+    )
 
 
 class _Work:
@@ -192,8 +204,9 @@ def _tile_of_results(work: _Work, name: str, accesses: BlockAccesses) -> None:
         schedule.vectorize(copied[-1])
     elif int(last.extent) == lanes * vectors:
         schedule.vectorize(schedule.split(copied[-1], [None, lanes])[1])
+    whole = accesses.spatial[axes[-1]] % (lanes * vectors) == 0
+    _parallel(work, accesses, [*spatial, column] if whole else spatial)
     schedule.decompose_reduction(block, reduction[0])
-    _parallel(work, accesses, [*spatial, column])
 
 
 def _row_axis(accesses: BlockAccesses, axes: list[Any]) -> int | None:
@@ -228,8 +241,8 @@ def _partial_results(work: _Work, name: str, accesses: BlockAccesses) -> None:
         group, lane = schedule.split(lane, [vectors, lanes])
         schedule.unroll(group)
     schedule.vectorize(lane)
-    schedule.decompose_reduction(partial, reduction[0])
     _parallel(work, accesses, spatial)
+    schedule.decompose_reduction(partial, reduction[0])
 
 
 def _outer_parallel(work: _Work, name: str, accesses: BlockAccesses) -> None:

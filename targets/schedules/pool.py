@@ -17,7 +17,7 @@ from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Expr, Kernel, cast, chunks, load, repeat, splat
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
 
-_PARALLEL_READS = 400_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_READS = 1_000_000  # below this, waking a second thread costs more than it saves
 
 
 @dataclass(frozen=True)

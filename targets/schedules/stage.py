@@ -52,7 +52,8 @@ def stage(name: str, shape: StageShape, isa: Isa, dtypes: tuple[str, str], fill:
     x = kernel.argument("x", dtypes[0], size_in)
     y = kernel.argument("y", dtypes[1], lines * line)
     lanes = isa.vector_bytes // (4 if dtypes[1] == "float32" else 1)
-    copied = max(min(shape.width, shape.out_width - shape.left), 0)
+    left = min(shape.left, shape.out_width)
+    copied = min(shape.width, shape.out_width - left)
     last_row = min(shape.top + shape.height, shape.out_height)
 
     def fill_run(index: Expr, size: int) -> None:
@@ -71,8 +72,8 @@ def stage(name: str, shape: StageShape, isa: Isa, dtypes: tuple[str, str], fill:
         with kernel.block(inside):
             source = image * shape.height + row - shape.top
             base = kernel.let("base", source * (shape.width * shape.channels * shape.groups))
-            fill_run(start, shape.left * pitch)
-            body = start + shape.left * pitch
+            fill_run(start, left * pitch)
+            body = start + left * pitch
             if shape.out_channels == shape.channels:
                 copy_run(body, base, copied * pitch)
             else:
@@ -80,7 +81,7 @@ def stage(name: str, shape: StageShape, isa: Isa, dtypes: tuple[str, str], fill:
                     to = kernel.let("to", body + pixel * shape.out_channels)
                     copy_run(to, base + pixel * shape.channels, shape.channels)
                     fill_run(to + shape.channels, shape.out_channels - shape.channels)
-            right = shape.left + copied
+            right = left + copied
             fill_run(start + right * pitch, (shape.out_width - right) * pitch)
         with kernel.block(tirx.Not(inside)):
             fill_run(start, line)

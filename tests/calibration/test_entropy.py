@@ -49,7 +49,7 @@ def chosen(values: np.ndarray, **options: int) -> Range:
 
 def test_a_signed_tensor_gets_a_symmetric_range_without_its_outlier() -> None:
     values = np.random.default_rng(0).standard_normal(100_000).astype(np.float32)
-    found = chosen(np.append(values, np.float32([-30, 30])))
+    found = chosen(np.append(values, np.array([-30, 30], "f")))
     assert found.low == -found.high
     assert 2 < found.high < 10
 

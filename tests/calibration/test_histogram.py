@@ -76,6 +76,6 @@ def test_missing_observations_are_errors(method: str) -> None:
     with pytest.raises(CalibrationError, match=f"{method} saw no values"):
         calibrator_class(method)().range()
     calibrator = calibrator_class(method)()
-    calibrator.observe(np.float32([1, 2]), sweep=0)
+    calibrator.observe(np.array([1, 2], "f"), sweep=0)
     with pytest.raises(CalibrationError, match="needs two sweeps"):
         calibrator.range()

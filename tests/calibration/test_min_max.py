@@ -25,7 +25,7 @@ def test_it_is_numpys_minimum_and_maximum_in_any_order(samples: np.ndarray) -> N
 
 def test_empty_values_count_for_nothing() -> None:
     calibrator = MinMax()
-    calibrator.observe(np.float32([2, 3]), sweep=0)
+    calibrator.observe(np.array([2, 3], "f"), sweep=0)
     calibrator.observe(np.zeros((0, 4), np.float32), sweep=0)
     assert calibrator.range() == Range(2.0, 3.0)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgepress.calibration.base import CalibrationError, Samples
+from edgepress.calibration.base import Array, CalibrationError, Samples
 from edgepress.calibration.samples import Preprocess, load_samples
 
 SHAPES: dict[str, tuple[int, ...]] = {"image": (1, 3, 4, 4), "ids": (1, 5)}
@@ -34,11 +34,12 @@ def read(path: Path, **options: Any) -> Samples:
 
 
 def test_arrays_and_labels_are_read(tmp_path: Path) -> None:
-    samples = read(written(tmp_path, labels=np.uint8([2, 0, 1])))
+    samples = read(written(tmp_path, labels=np.array([2, 0, 1], np.uint8)))
     assert len(samples) == 3
     np.testing.assert_array_equal(samples.inputs["image"], arrays()["image"])
     assert samples.labels is not None
-    assert (samples.labels.tolist(), samples.labels.dtype) == ([2, 0, 1], np.int64)
+    assert samples.labels.tolist() == [2, 0, 1]
+    assert samples.labels.dtype == np.int64
     feed = next(samples.feeds(SHAPES))
     assert feed["image"].shape == (1, 3, 4, 4)
     assert read(written(tmp_path)).labels is None
@@ -68,7 +69,7 @@ def test_the_limit_takes_the_first(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.float64, np.float16, np.int16])
 def test_safe_casts_do_not_scale(tmp_path: Path, dtype: type) -> None:
-    pixels = np.arange(144).reshape(3, 3, 4, 4).astype(dtype)
+    pixels: Array = np.arange(144).reshape(3, 3, 4, 4).astype(dtype)
     ids = arrays()["ids"].astype(np.int32)
     samples = read(written(tmp_path, image=pixels, ids=ids))
     assert samples.inputs["image"].dtype == np.float32
@@ -133,7 +134,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CalibrationError, match=r"not a readable \.npz"):
             read(tmp_path / name)
     with pytest.raises(CalibrationError, match="limit of samples is 0"):
-        read(whole and tmp_path / "d.npz", limit=0)
+        read(tmp_path / "d.npz", limit=0)
     with pytest.raises(CalibrationError, match="preprocess is for folders"):
         read(tmp_path / "d.npz", preprocess=Preprocess())
 
@@ -152,13 +153,15 @@ def pictures(folder: Path, size: tuple[int, int] = (8, 6)) -> Path:
 def load_pictures(
     folder: Path, shape: tuple[int, ...] = (1, 3, 6, 8), **options: Any
 ) -> np.ndarray:
-    preprocess = Preprocess(**({"scale": 1.0} | options))
+    options.setdefault("scale", 1.0)
+    preprocess = Preprocess(**options)
     return load_samples(folder, {"x": shape}, {"x": DTYPES["image"]}, preprocess).inputs["x"]
 
 
 def test_pictures_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
     found = load_pictures(pictures(tmp_path))
-    assert (found.shape, found.dtype) == ((2, 3, 6, 8), np.float32)
+    assert found.shape == (2, 3, 6, 8)
+    assert found.dtype == np.float32
     assert found[:, 2, 0, 0].tolist() == [100, 200]
     assert found[0, 0, 0].tolist() == list(range(8))
     assert found[0, 1, :, 0].tolist() == list(range(6))
@@ -170,10 +173,15 @@ def test_pictures_are_read_in_the_order_of_their_names(tmp_path: Path) -> None:
 
 def test_pictures_are_scaled_shifted_and_reordered(tmp_path: Path) -> None:
     plain = load_pictures(pictures(tmp_path))
-    options = {"scale": 0.5, "mean": (1.0, 2.0, 3.0), "std": (1.0, 2.0, 4.0), "channels": "bgr"}
+    options: dict[str, Any] = {
+        "scale": 0.5,
+        "mean": (1.0, 2.0, 3.0),
+        "std": (1.0, 2.0, 4.0),
+        "channels": "bgr",
+    }
     found = load_pictures(tmp_path, **options)
-    columns = plain[:, ::-1] * 0.5 - np.float32([1, 2, 3])[:, None, None]
-    np.testing.assert_array_equal(found, columns / np.float32([1, 2, 4])[:, None, None])
+    columns = plain[:, ::-1] * 0.5 - np.array([1, 2, 3], "f")[:, None, None]
+    np.testing.assert_array_equal(found, columns / np.array([1, 2, 4], "f")[:, None, None])
     last = load_pictures(tmp_path, (1, 6, 8, 3))
     np.testing.assert_array_equal(last, plain.transpose(0, 2, 3, 1))
     grey = load_pictures(tmp_path, (1, 1, 6, 8), mean=(5.0,))

@@ -42,7 +42,7 @@ def test_an_output_keeps_its_dtype() -> None:
 
 
 def test_static_names_every_value_that_is_not() -> None:
-    model = net("(float[4] x) => (int64[1,N] y)", "y = NonZero(x) z = Neg(y)")
+    model = net("(float[4] x) => (int64[1,N] z)", "y = NonZero(x) z = Neg(y)")
     with pytest.raises(PassRefused, match=r"y .*, z ") as caught:
         refresh_shapes(model, static=True)
     assert "x" not in caught.value.where
@@ -51,6 +51,19 @@ def test_static_names_every_value_that_is_not() -> None:
     )
     with pytest.raises(PassRefused, match=r"y \[1,1,0,0\]: these values have no elements"):
         refresh_shapes(model, static=True)
+
+
+@pytest.mark.parametrize(
+    ("opset", "body"),
+    [
+        (21, "a = GroupNormalization <num_groups=2> (x, s, s) y = Relu(a)"),
+        (13, "a = MeanVarianceNormalization(x) y = Relu(a)"),
+    ],
+)
+def test_what_onnx_does_not_infer(opset: int, body: str) -> None:
+    model = net("(float[1,4,5,5] x) => (float[A,B,C,D] y)", body, {"s": random(4)}, opset=opset)
+    refresh_shapes(model, static=True)
+    assert inner(model) == {"a": "[1,4,5,5]", "y": "[1,4,5,5]"}
 
 
 def test_big_tensors_are_left_out_and_come_to_no_harm() -> None:

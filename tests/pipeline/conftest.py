@@ -1,6 +1,5 @@
 """One small int8 bundle for this machine, built once for all tests that need a real one."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
+from edgepress.pipeline import verify
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.recipe import load_recipe, parse_recipe
 from edgepress.pipeline.run import Request, Result, run
@@ -59,7 +59,7 @@ def cnn() -> ir.Model:
 
 
 @pytest.fixture(scope="session")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = tmp_path_factory.mktemp("world")
     model, samples = folder / "net.onnx", folder / "samples.npz"
     ir.save(cnn(), model)
@@ -75,7 +75,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         calib=samples,
         eval=samples,
     )
-    yield World(model, samples, request, run(request, cache=cache), cache)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verify, "BENCH_SECONDS", 0.05)
+        result = run(request, cache=cache)
+    return World(model, samples, request, result, cache)
+
+
+@pytest.fixture(autouse=True)
+def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure as often as always, but no longer than needed for that."""
+    monkeypatch.setattr(verify, "BENCH_SECONDS", 0.05)
 
 
 @pytest.fixture

@@ -5,15 +5,16 @@ import json
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 
 from edgepress.pipeline import build as build_module
+from edgepress.pipeline import run as run_module
 from edgepress.pipeline.bundle import read_bundle
+from edgepress.pipeline.oracle import Oracle
 from edgepress.pipeline.output import OutputError
 from edgepress.pipeline.prepare import UsageError
 from edgepress.pipeline.run import Request, run
-from edgepress.targets.base import CompileFailed
+from edgepress.targets.base import CompileFailed, DeviceFailed
 from tests.pipeline.conftest import World
 
 
@@ -52,12 +53,9 @@ def test_golden_files_are_the_reference_of_the_first_samples(world: World) -> No
     golden = world.request.output / "golden"
     assert (golden / "1.in").read_bytes() == x[1:2].tobytes()
     answer = np.frombuffer((golden / "1.out").read_bytes(), np.float32)
-    graph = str(world.request.output / "graph.onnx")
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    oracle = Oracle((world.request.output / "graph.onnx").read_bytes())
     scale = world.result.bundle.manifest.outputs[0]["scale"]
-    np.testing.assert_allclose(answer, session.run(None, {"x": x[1:2]})[0][0], atol=1.01 * scale)
+    np.testing.assert_allclose(answer, oracle.run({"x": x[1:2]})["y"][0], atol=1.01 * scale)
 
 
 def test_a_second_build_is_cached_and_the_same(world: World, tmp_path: Path) -> None:
@@ -111,10 +109,22 @@ def test_an_existing_bundle_is_refused_before_any_work(world: World) -> None:
     assert files(world.request.output) == before
 
 
-def test_a_device_that_does_not_fit_leaves_an_unverified_bundle(
-    world: World, float_request: Request
+def test_a_device_that_fails_leaves_an_unverified_bundle(
+    world: World, float_request: Request, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run(dataclasses.replace(float_request, device="qemu"), cache=world.cache)
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise DeviceFailed("the board caught fire")
+
+    monkeypatch.setattr(run_module, "verify", fail)
+    result = run(float_request, cache=world.cache)
     assert result.evidence is None
-    assert result.unverified is not None
+    assert str(result.unverified) == "the board caught fire"
     assert read_bundle(float_request.output).evidence is None
+
+
+def test_a_device_that_does_not_fit_is_refused_before_any_work(
+    float_request: Request, tmp_path: Path
+) -> None:
+    with pytest.raises(DeviceFailed, match="no emulator"):
+        run(dataclasses.replace(float_request, device="qemu"))
+    assert list(tmp_path.iterdir()) == []

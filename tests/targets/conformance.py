@@ -20,7 +20,6 @@ import onnx_ir as ir
 from onnx.backend.test.loader import load_model_tests
 
 from edgepress.passes.base import Context, PassError
-from edgepress.passes.fix_shapes import FixShapes
 from edgepress.passes.fold_constants import FoldConstants
 from edgepress.passes.lift_constants import LiftConstants
 from edgepress.passes.raise_opset import RaiseOpset
@@ -87,7 +86,7 @@ def check(case: NodeTest, target: Target) -> Result:
 def canonical(proto: onnx.ModelProto) -> ir.Model:
     """Do to a model what the pipeline does before it lowers one."""
     model = ir.from_proto(proto)
-    for each in (FixShapes(), RaiseOpset(), LiftConstants(), FoldConstants()):
+    for each in (RaiseOpset(), LiftConstants(), FoldConstants()):
         model = each.call(model, Context()).model
     return model
 

@@ -10,13 +10,14 @@ import ctypes
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from edgepress.targets.base import Target
 from edgepress.targets.compile import compile_kernels
-from edgepress.targets.program import Array, Program
+from edgepress.targets.program import Array, Call, Program
 
 _ALIGNMENT_BYTES = 64
 _GUARD_BYTES = 128
@@ -84,48 +85,55 @@ def _link(object_code: bytes, folder: Path) -> ctypes.CDLL:
     return ctypes.CDLL(str(folder / "kernels.so"))
 
 
-def _run(
-    program: Program, library: ctypes.CDLL, feeds: Mapping[str, Array]
-) -> dict[str, Array]:
+@dataclass
+class _Memory:
+    """An aligned copy of an array between guards. numpy gives empty arrays no address of theirs."""
+
+    array: Array
+    address: int
+
+    @classmethod
+    def holding(cls, array: Array) -> _Memory:
+        room = np.full(array.nbytes + 2 * _GUARD_BYTES + _ALIGNMENT_BYTES, _GARBAGE, np.uint8)
+        start = _GUARD_BYTES + -(room.ctypes.data + _GUARD_BYTES) % _ALIGNMENT_BYTES
+        copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        copy[...] = array
+        return cls(copy, room.ctypes.data + start)
+
+    def check_guards(self, message: str) -> None:
+        for start in (self.address - _GUARD_BYTES, self.address + self.array.nbytes):
+            guard = ctypes.string_at(start, _GUARD_BYTES)
+            assert guard == bytes([_GARBAGE]) * _GUARD_BYTES, message
+
+
+def _run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, Array]) -> dict[str, Array]:
     assert set(feeds) == set(program.inputs), f"wanted {program.inputs}, got {sorted(feeds)}"
-    memory = {name: _guarded(np.asarray(array)) for name, array in program.constants.items()}
+    memory = {name: _Memory.holding(np.asarray(a)) for name, a in program.constants.items()}
     for name, tensor in program.tensors.items():
-        memory[name] = _guarded(np.zeros(tensor.shape, tensor.dtype))
-        memory[name].reshape(-1).view(np.uint8)[:] = _GARBAGE
+        memory[name] = _Memory.holding(np.zeros(tensor.shape, tensor.dtype))
+        memory[name].array.reshape(-1).view(np.uint8)[:] = _GARBAGE
     for name in program.inputs:
         feed, tensor = feeds[name], program.tensors[name]
         assert (feed.dtype, feed.shape) == (tensor.dtype, tensor.shape), f"{name}: {feed.dtype}"
-        memory[name][...] = feed
+        memory[name].array[...] = feed
     for call in program.calls:
-        pointers = [ctypes.c_void_p(memory[name].ctypes.data) for name in call.arguments]
-        before = {
-            name: memory[name].tobytes() for name in call.arguments if name not in call.outputs
-        }
-        code = getattr(library, call.kernel)(*pointers)
-        assert code == 0, f"{call.kernel} ({call.node}) returned {code}"
-        for name in call.arguments:
-            _check_guards(memory[name], f"{call.kernel} ({call.node}) wrote outside {name}")
-        for name, content in before.items():
-            assert memory[name].tobytes() == content, f"{call.kernel} wrote to its input {name}"
+        _call(call, library, memory)
     live, peak = (
         ctypes.c_uint64.in_dll(library, f"workspace_{which}").value for which in ("live", "peak")
     )
     assert live == 0, f"{live} bytes of workspace were not given back"
     assert peak <= program.workspace_bytes, f"workspace: {peak} > {program.workspace_bytes} bytes"
-    return {name: memory[name].copy() for name in program.outputs}
+    return {name: memory[name].array.copy() for name in program.outputs}
 
 
-def _guarded(array: Array) -> Array:
-    """Copy an array to 64-byte aligned memory between guards."""
-    room = np.full(array.nbytes + 2 * _GUARD_BYTES + _ALIGNMENT_BYTES, _GARBAGE, np.uint8)
-    start = _GUARD_BYTES + -(room.ctypes.data + _GUARD_BYTES) % _ALIGNMENT_BYTES
-    copy = room[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    copy[...] = array
-    return copy
-
-
-def _check_guards(array: Array, message: str) -> None:
-    address = array.ctypes.data
-    for start in (address - _GUARD_BYTES, address + array.nbytes):
-        guard = ctypes.string_at(start, _GUARD_BYTES)
-        assert guard == bytes([_GARBAGE]) * _GUARD_BYTES, message
+def _call(call: Call, library: ctypes.CDLL, memory: Mapping[str, _Memory]) -> None:
+    where = f"{call.kernel} ({call.node})"
+    read = [name for name in call.arguments if name not in call.outputs]
+    before = {name: memory[name].array.tobytes() for name in read}
+    pointers = [ctypes.c_void_p(memory[name].address) for name in call.arguments]
+    code = getattr(library, call.kernel)(*pointers)
+    assert code == 0, f"{where} returned {code}"
+    for name in call.arguments:
+        memory[name].check_guards(f"{where} wrote outside {name}")
+    for name, content in before.items():
+        assert memory[name].array.tobytes() == content, f"{where} wrote to its input {name}"

@@ -166,7 +166,9 @@ def need(tool: str, package: str) -> None:
 
 def run(command: Sequence[str], folder: str | Path = ".") -> str:
     """Run a command that must succeed and say nothing on stderr; return its stdout."""
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        command, cwd=folder, capture_output=True, text=True, timeout=120, check=False
+    )
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     return result.stdout
