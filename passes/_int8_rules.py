@@ -110,7 +110,7 @@ def _fused_input(node: ir.Node, chosen: set[ir.Node]) -> ir.Value | None:
     producer = value.producer()
     if producer not in chosen or producer.op_type not in RECTIFIED:
         return None
-    return value
+    return value if len(value.uses()) == 1 and not value.is_graph_output() else None
 
 
 def _follows(node: ir.Node, is_integer: Callable[[ir.Value], bool]) -> str:

@@ -247,9 +247,7 @@ class Integers:
         pending, bounds = self.pending[source], clip_bounds(node)
         if bounds is None:
             return False
-        low, high = (
-            min(max(bound, bounds[0]), bounds[1]) for bound in (pending.low, pending.high)
-        )
+        low, high = (min(max(bound, bounds[0]), bounds[1]) for bound in (pending.low, pending.high))
         self.pending[node.outputs[0]] = Pending(pending.node, pending.output, low, high)
         return True
 

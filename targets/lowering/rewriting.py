@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from onnx.reference import ReferenceEvaluator
 
 from edgepress.targets.program import Array
 
-_KEPT = ("If", "Identity")
 
 
 class Rewriting:
@@ -128,7 +127,7 @@ class Rewriting:
     def finish(self) -> onnx.ModelProto:
         """Return the model of the added nodes, with what became constant computed."""
         nodes = [node for node in self._nodes if not self._fold(node)]
-        used = {name for node in nodes for name in node.input}
+        used = {name for node in nodes for name in _read_by(node)}
         used |= {value.name for value in self.source.output}
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
@@ -145,7 +144,7 @@ class Rewriting:
         """Compute a node whose inputs are all known, or whose answer is a shape."""
         if node.op_type in ("Shape", "Size") and node.input[0] in self._types:
             feeds = {node.input[0]: np.zeros(self.shape(node.input[0]), np.bool_)}
-        elif node.op_type in _KEPT:
+        elif node.op_type == "If":  # the decomposer chooses the branch
             return False
         elif all(name in self.constants for name in node.input if name):
             feeds = {name: self.constants[name] for name in node.input if name}
@@ -153,6 +152,15 @@ class Rewriting:
             return False
         self.constants |= zip(node.output, evaluate(node, feeds, self.opset), strict=False)
         return True
+
+
+def _read_by(node: onnx.NodeProto) -> Iterator[str]:
+    """Names that a node reads, in its branches too."""
+    yield from node.input
+    for attribute in node.attribute:
+        if attribute.type == onnx.AttributeProto.GRAPH:
+            for inner in attribute.g.node:
+                yield from _read_by(inner)
 
 
 def opset_of(model: onnx.ModelProto) -> int:

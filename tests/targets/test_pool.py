@@ -1,0 +1,80 @@
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from edgepress.targets.isa.base import load_isa
+from edgepress.targets.schedules.pool import PoolShape
+from tests.targets.kernels import (
+    FLOATS,
+    LOWEST,
+    Case,
+    Window,
+    average_pool_case,
+    check,
+    max_pool_case,
+    native_isas,
+    requantise_to,
+)
+
+GRID = [
+    Window(out=(1, 1), channels=1),
+    Window(channels=3, kernel=(2, 2), strides=(2, 2)),
+    Window(channels=7, kernel=(3, 3), strides=(2, 1), extra=(1, 1)),
+    Window(batch=2, channels=17, kernel=(1, 4), dilations=(1, 2)),
+    Window(batch=2, out=(4, 3), channels=33, kernel=(5, 2), strides=(3, 2), dilations=(2, 3)),
+    Window(out=(1, 1), channels=100, kernel=(7, 7)),
+]
+
+
+def cases(window: Window, isa_name: str, seed: int) -> list[Case]:
+    isa = load_isa(isa_name)
+    lowest = LOWEST[isa.storage]
+    zero_point = (0, 255, 100)[seed % 3] + lowest
+    quantized = requantise_to(isa, (255, 0, 17)[seed % 3])
+    return [
+        max_pool_case(window, isa, isa.storage, seed=seed),
+        max_pool_case(window, isa, "float32", seed=seed),
+        average_pool_case(window, isa, quantized, zero_point, seed=seed),
+        average_pool_case(window, isa, FLOATS, seed=seed),
+    ]
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_grid(isa_name: str) -> None:
+    check(
+        [case for seed, w in enumerate(GRID) for case in cases(w, isa_name, seed)], isa_name
+    )
+
+
+@st.composite
+def any_window(draw: st.DrawFn) -> Window:
+    return Window(
+        batch=draw(st.integers(1, 2)),
+        out=draw(st.tuples(st.integers(1, 5), st.integers(1, 6))),
+        channels=draw(st.integers(1, 70)),
+        kernel=draw(st.tuples(st.integers(1, 5), st.integers(1, 5))),
+        strides=draw(st.tuples(st.integers(1, 3), st.integers(1, 3))),
+        dilations=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+    )
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+@settings(max_examples=2, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(drawn=st.lists(any_window(), min_size=4, max_size=4))
+def test_drawn_shapes(isa_name: str, drawn: list[Window]) -> None:
+    check([c for seed, w in enumerate(drawn) for c in cases(w, isa_name, seed)], isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas()[:1])
+def test_threads_share_the_work(isa_name: str) -> None:
+    window = Window(batch=2, out=(15, 16), channels=256, kernel=(3, 3))
+    assert PoolShape(2, 17, 18, 256, 15, 16, (3, 3)).parallel
+    check(cases(window, isa_name, 1), isa_name)
+
+
+def test_int8_max_pools_compare_signed_values() -> None:
+    isa = load_isa("avx2")
+    case = max_pool_case(Window(channels=20, kernel=(2, 2)), isa, "int8")
+    assert np.any(case.wanted > 0)
+    check([case], "avx2")
