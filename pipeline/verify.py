@@ -177,7 +177,7 @@ def verify(
     with progress.step(f"bench on {device.name}"):
         measured = device.bench(
             bundle.folder,
-            threads=int(bundle.manifest.target.get("cores", 1)),
+            threads=None,
             seconds=BENCH_SECONDS,
             runs=BENCH_RUNS,
         )

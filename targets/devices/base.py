@@ -56,7 +56,7 @@ class Device(Protocol):
         """Answer feeds: per feed and model input one array of the input's dtype and shape."""
         ...
 
-    def bench(self, folder: Path, *, threads: int, seconds: float, runs: int) -> Measurement:
+    def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
         """Measure single inferences: at least `runs` of them and at least `seconds`."""
         ...
 
@@ -99,10 +99,11 @@ class CommandDevice:
             answers += _split_answers(self.name, info["outputs"], data, len(part))
         return answers
 
-    def bench(self, folder: Path, *, threads: int, seconds: float, runs: int) -> Measurement:
+    def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
         """Measure single inferences with `model --bench`, raw samples included."""
-        arguments = ["--bench", "--threads", str(threads), "--seconds", str(seconds)]
-        arguments += ["--runs", str(runs)]
+        arguments = ["--bench", "--seconds", str(seconds), "--runs", str(runs)]
+        if threads is not None:
+            arguments += ["--threads", str(threads)]
         timeout_s = _START_S + seconds + runs * _SAMPLE_S
         printed = self._json(folder, arguments, timeout_s, ("samples_ms", "threads", "device"))
         return Measurement(

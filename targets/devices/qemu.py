@@ -51,7 +51,14 @@ def connect(target: Target, address: str = "") -> QemuDevice:
 class QemuDevice(CommandDevice):
     """A device under qemu: right answers, counted instructions, no times."""
 
-    def bench(self, folder: Path, *, threads: int, seconds: float, runs: int) -> Measurement:  # noqa: ARG002
+    def bench(
+        self,
+        folder: Path,
+        *,
+        threads: int | None,
+        seconds: float,
+        runs: int,  # noqa: ARG002
+    ) -> Measurement:
         """Count instructions per inference; `seconds` and `runs` are meaningless here.
 
         The count is that of two inferences minus that of one, on one thread whatever `threads`

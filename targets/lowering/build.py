@@ -10,11 +10,12 @@ import onnx_ir as ir
 
 from edgepress.targets.base import Target, UnsupportedModel
 from edgepress.targets.isa.base import load_isa
+from edgepress.targets.lowering.assembly import Assembly
 from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
 from edgepress.targets.lowering.floats import claim_float_operators
 from edgepress.targets.lowering.integer_rules import to_integers
 from edgepress.targets.lowering.integers import is_quantized
-from edgepress.targets.lowering.kernels import KERNELS, Assembly
+from edgepress.targets.lowering.kernels import KERNELS
 from edgepress.targets.lowering.nhwc import to_nhwc
 from edgepress.targets.lowering.operators import unsupported
 from edgepress.targets.lowering.relax import lower_region

@@ -89,12 +89,8 @@ def function_of(rewriting: Rewriting, node: onnx.NodeProto) -> onnx.FunctionProt
     schema = onnx.defs.get_schema(node.op_type, rewriting.opset, node.domain)
     versions = [v for v in schema.function_opset_versions if v <= rewriting.opset]
     if versions:
-        return onnx.FunctionProto.FromString(
-            schema.get_function_with_opset_version(max(versions))
-        )
-    versions = [
-        v for v in schema.context_dependent_function_opset_versions if v <= rewriting.opset
-    ]
+        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(max(versions)))
+    versions = [v for v in schema.context_dependent_function_opset_versions if v <= rewriting.opset]
     if not versions:
         return None
     types = [rewriting.type_of(name).SerializeToString() for name in node.input]
@@ -106,7 +102,7 @@ def function_of(rewriting: Rewriting, node: onnx.NodeProto) -> onnx.FunctionProt
 
 def _inline(rewriting: Rewriting, node: onnx.NodeProto, body: onnx.FunctionProto) -> None:
     """Add the nodes of a function with the names and attributes of this call."""
-    names = {name: "" for name in body.input}
+    names = dict.fromkeys(body.input, "")
     names |= zip(body.input, node.input, strict=False)
     names |= zip(body.output, node.output, strict=False)
     schema = onnx.defs.get_schema(node.op_type, rewriting.opset, node.domain)

@@ -1,7 +1,5 @@
 """Tmp."""
 
-import onnx
-
 
 def unsupported(proto):
     return []

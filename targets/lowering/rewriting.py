@@ -14,7 +14,6 @@ from onnx.reference import ReferenceEvaluator
 from edgepress.targets.program import Array
 
 
-
 class Rewriting:
     """A model that is being rewritten node by node.
 
@@ -91,9 +90,7 @@ class Rewriting:
         self._taken.update(node.output)
         self._nodes.append(node)
 
-    def emit(
-        self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any
-    ) -> str:
+    def emit(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; return the output's name."""
         output = output or self.fresh(op_type.lower())
         name = self.fresh(f"{op_type}_{output}")
@@ -182,3 +179,9 @@ def evaluate(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> li
     with np.errstate(all="ignore"):
         answers = ReferenceEvaluator(model).run(None, dict(feeds))
     return [np.asarray(answer) for answer in answers]
+
+
+def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:
+    """Attributes of a node by name; text as str."""
+    values = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
+    return {k: v.decode() if isinstance(v, bytes) else v for k, v in values.items()}
