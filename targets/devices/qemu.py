@@ -55,8 +55,8 @@ class QemuDevice(CommandDevice):
         self,
         folder: Path,
         *,
-        threads: int | None,
-        seconds: float,
+        threads: int | None,  # noqa: ARG002
+        seconds: float,  # noqa: ARG002
         runs: int,  # noqa: ARG002
     ) -> Measurement:
         """Count instructions per inference; `seconds` and `runs` are meaningless here.

@@ -8,8 +8,13 @@ from edgepress.targets.isa.base import Expr, Isa
 
 
 def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
-    x = tirx.Cast("int32x4", tirx.Broadcast(inputs, 4))
-    return accumulator + x * tirx.Cast("int32x4", tirx.Cast("int16x4", weights))
+    # LLVM makes vmlal of the sum and this intrinsic, but not of a product of widened lanes.
+    return accumulator + tirx.call_llvm_pure_intrin(
+        "int32x4",
+        "llvm.arm.neon.vmulls.v4i32",
+        tirx.Broadcast(inputs, 4),
+        tirx.Cast("int16x4", weights),
+    )
 
 
 def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:

@@ -21,7 +21,8 @@ def _space_to_depth(graph: Rewriting, node: onnx.NodeProto) -> bool:
     block = attributes_of(node)["blocksize"]
     n, c, h, w = graph.shape(node.input[0])
     blocks = graph.reshape(node.input[0], [n, c, h // block, block, w // block, block])
-    moved = graph.emit("Transpose", blocks, perm=[0, 3, 5, 1, 2, 4])
+    order = [0, 3, 5, 1, 2, 4] if attributes_of(node).get("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    moved = graph.emit("Transpose", blocks, perm=order)
     graph.reshape(moved, [n, c * block**2, h // block, w // block], node.output[0])
     return True
 

@@ -23,6 +23,7 @@ from edgepress.targets.base import Target, UnsupportedModel
 from edgepress.targets.load import tvm_target
 from edgepress.targets.lowering import operators
 from edgepress.targets.lowering.decompose import decompose
+from edgepress.targets.lowering.relax_operators import LEGALIZATIONS
 from edgepress.targets.lowering.relax_program import program_from_relax
 from edgepress.targets.program import Program
 
@@ -74,7 +75,7 @@ def _legalize(module: Any, target: Target) -> Any:
     """Turn Relax operators into calls of fused TIR functions."""
     passes = [
         relax.transform.DecomposeOpsForInference(),
-        relax.transform.LegalizeOps(),
+        relax.transform.LegalizeOps(LEGALIZATIONS),
         relax.transform.FoldConstant(),
         relax.transform.RewriteDataflowReshape(),
         relax.transform.AnnotateTIROpPattern(),

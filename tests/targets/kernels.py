@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgepress.targets.base import Target
-from edgepress.targets.isa.base import Isa, load_isa
+from edgepress.targets.devices.base import host_architecture
+from edgepress.targets.isa.base import Isa
 from edgepress.targets.load import host_flags, load_target
 from edgepress.targets.program import Array, Call, Program, Tensor
 from edgepress.targets.schedules import conv, depthwise, pool
@@ -22,6 +23,7 @@ from tests.targets.interpret import run_program
 
 FLOAT_TOLERANCE = 1e-5  # of the largest value of an output
 LOWEST = {"uint8": 0, "int8": -128}
+ISAS = ("avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_armv7")
 _BOARDS = {
     "avx2": "x86-64-v3",
     "avx512": "x86-64-v4",
@@ -48,8 +50,9 @@ def native_isas() -> list[str]:
     flags = host_flags(cpuinfo.read_text(encoding="utf-8") if cpuinfo.exists() else "")
     return [
         isa
-        for isa in ("avx2", "avx512", "avx512_vnni")
-        if flags.issuperset(target_of(isa).cpu_flags)
+        for isa in ISAS
+        if target_of(isa).architecture == host_architecture()
+        and flags.issuperset(target_of(isa).cpu_flags)
     ]
 
 
@@ -345,10 +348,6 @@ def _pool_shape(window: Window) -> pool.PoolShape:
         window.batch, height, width, window.channels, *window.out,
         window.kernel, window.strides, window.dilations,
     )  # fmt: skip
-
-
-def isa_of(name: str) -> Isa:
-    return load_isa(name)
 
 
 def requantise_to(isa: Isa, zero_point: int = 3, low: int = 0, high: int = 255) -> Requantise:

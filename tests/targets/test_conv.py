@@ -8,9 +8,16 @@ from hypothesis import strategies as st
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.schedules import conv
 from edgepress.targets.schedules.epilogue import Clip
-from tests.targets.kernels import FLOATS, Window, check, conv_case, native_isas, requantise_to
+from tests.targets.kernels import (
+    FLOATS,
+    ISAS,
+    Window,
+    check,
+    conv_case,
+    native_isas,
+    requantise_to,
+)
 
-ALL_ISAS = ["avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_armv7"]
 GRID = [
     Window(),
     Window(out=(1, 1), channels=1, out_channels=1),
@@ -114,12 +121,10 @@ def test_threads_share_the_work(isa_name: str) -> None:
             1, height, width, window.channels, *window.out, window.out_channels, window.kernel
         )
         assert shape.macs >= 2_000_000
-    check(
-        [conv_case(w, isa, e) for w in windows for e in (requantise_to(isa), FLOATS)], isa_name
-    )
+    check([conv_case(w, isa, e) for w in windows for e in (requantise_to(isa), FLOATS)], isa_name)
 
 
-@pytest.mark.parametrize("isa_name", ALL_ISAS)
+@pytest.mark.parametrize("isa_name", ISAS)
 @pytest.mark.parametrize("quantized", [True, False])
 def test_tiles_fit_the_registers(isa_name: str, quantized: bool) -> None:
     isa = load_isa(isa_name)

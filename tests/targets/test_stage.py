@@ -40,7 +40,9 @@ def any_shape(draw: st.DrawFn) -> StageShape:
 @pytest.mark.parametrize("isa_name", native_isas())
 @settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
 @given(drawn=st.lists(st.tuples(any_shape(), st.sampled_from(KINDS)), min_size=10, max_size=10))
-def test_drawn_shapes(isa_name: str, drawn: list[tuple[StageShape, tuple[str, str, float]]]) -> None:
+def test_drawn_shapes(
+    isa_name: str, drawn: list[tuple[StageShape, tuple[str, str, float]]]
+) -> None:
     isa = load_isa(isa_name)
     check(
         [

@@ -6,7 +6,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from edgepress.targets.schedules.transpose import transpose
-from tests.targets.kernels import Case, check
+from tests.targets.kernels import Case, check, native_isas
 
 SIZES = st.sampled_from([1, 2, 3, 7, 15, 16, 17, 31, 32, 33, 50])
 DTYPES = st.sampled_from(["uint8", "int8", "float32", "int32", "int64", "bool"])
@@ -23,13 +23,13 @@ def case(batch: int, rows: int, columns: int, dtype: str) -> Case:
     )
 
 
+@pytest.mark.parametrize("isa_name", native_isas()[:1])
 @settings(max_examples=4, deadline=None, derandomize=True, phases=[Phase.generate])
-@given(
-    drawn=st.lists(st.tuples(st.integers(1, 3), SIZES, SIZES, DTYPES), min_size=10, max_size=10)
-)
-def test_drawn_shapes(drawn: list[tuple[int, int, int, str]]) -> None:
-    check([case(*each) for each in drawn], "avx2")
+@given(drawn=st.lists(st.tuples(st.integers(1, 3), SIZES, SIZES, DTYPES), min_size=10, max_size=10))
+def test_drawn_shapes(isa_name: str, drawn: list[tuple[int, int, int, str]]) -> None:
+    check([case(*each) for each in drawn], isa_name)
 
 
-def test_threads_share_the_work() -> None:
-    check([case(1, 600, 500, "uint8"), case(2, 3, 70000, "float32")], "avx2")
+@pytest.mark.parametrize("isa_name", native_isas()[:1])
+def test_threads_share_the_work(isa_name: str) -> None:
+    check([case(1, 600, 500, "uint8"), case(2, 3, 70000, "float32")], isa_name)

@@ -1,0 +1,262 @@
+"""QDQ graphs: written by hand operator by operator, or drawn at random with hostile scales."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+from hypothesis import strategies as st
+
+from edgepress.passes.fix_shapes import FixShapes
+from edgepress.passes.base import Context
+from edgepress.targets.base import Target
+from edgepress.targets.lowering.build import lower
+from edgepress.targets.program import Array, Program
+from tests.graphs import net
+from tests.targets.kernels import LOWEST
+
+Scale = tuple[float, int]  # a scale, and a zero point counted from the lowest value
+
+
+class Qdq:
+    """A graph that grows from a float input `x`."""
+
+    def __init__(self, shape: Sequence[int] = (1, 3, 6, 6), dtype: str = "uint8") -> None:
+        self.shape, self.dtype = tuple(shape), dtype
+        self.lines: list[str] = []
+        self.constants: dict[str, Array] = {}
+        self.outputs: list[str] = []
+
+    def name(self, kind: str) -> str:
+        return f"{kind}{len(self.lines) + len(self.constants)}"
+
+    def constant(self, array: Array, kind: str = "c") -> str:
+        name = self.name(kind)
+        self.constants[name] = array
+        return name
+
+    def op(self, op_type: str, *inputs: str, attributes: str = "", outputs: int = 1) -> str:
+        """Add a node and return its (first) output."""
+        name = self.name("v")
+        names = ", ".join([name, *(f"{name}_{i}" for i in range(1, outputs))])
+        brackets = f"<{attributes}>" if attributes else ""
+        self.lines.append(f"{names} = {op_type} {brackets} ({', '.join(inputs)})")
+        return name
+
+    def pair(self, value: str, scale: Scale, dtype: str = "") -> str:
+        """QuantizeLinear and DequantizeLinear."""
+        dtype = dtype or self.dtype
+        parameters = (
+            self.constant(np.float32(scale[0]), "s"),
+            self.constant(np.dtype(dtype).type(scale[1] + LOWEST[dtype]), "z"),
+        )
+        quantized = self.op("QuantizeLinear", value, *parameters)
+        return self.op("DequantizeLinear", quantized, *parameters)
+
+    def weight(self, array: Array, scale: Array | float, axis: int = 0) -> str:
+        """A constant of whole numbers behind a DequantizeLinear."""
+        scales = np.asarray(scale, np.float32)
+        zeros = np.zeros(scales.shape, array.dtype)
+        parameters = (self.constant(scales, "s"), self.constant(zeros, "z"))
+        stored = self.constant(array, "w")
+        return self.op("DequantizeLinear", stored, *parameters, attributes=f"axis={axis}")
+
+    def model(self, *outputs: str, opset: int = 17) -> ir.Model:
+        results = ", ".join(f"float {name}" for name in outputs)
+        dims = ", ".join(map(str, self.shape))
+        model = net(
+            f"(float[{dims}] x) => ({results})",
+            " ".join(self.lines),
+            self.constants,
+            opset=opset,
+            ir_version=8 if opset < 19 else 10,
+        )
+        return shaped(model)
+
+
+def shaped(model: ir.Model) -> ir.Model:
+    """Give every value a static shape."""
+    return FixShapes().call(model, Context()).model
+
+
+def merged(programs: Sequence[Program]) -> Program:
+    """Many programs in one; the names of number `i` start with `gi_`."""
+    whole = Program()
+    for i, program in enumerate(programs):
+        prefix = f"g{i}_"
+
+        def renamed(names: Sequence[str], prefix: str = prefix) -> tuple[str, ...]:
+            return tuple(prefix + name for name in names)
+
+        whole.inputs += renamed(program.inputs)
+        whole.outputs += renamed(program.outputs)
+        for name, tensor in program.tensors.items():
+            whole.tensors[prefix + name] = replace(tensor, name=prefix + name)
+        whole.constants.update({prefix + n: a for n, a in program.constants.items()})
+        whole.kernels.update({prefix + n: k for n, k in program.kernels.items()})
+        for call in program.calls:
+            whole.calls.append(
+                replace(
+                    call,
+                    kernel=prefix + call.kernel,
+                    arguments=renamed(call.arguments),
+                    outputs=renamed(call.outputs),
+                )
+            )
+    return whole
+
+
+def merged_graphs(
+    models: Sequence[ir.Model], target: Target, feeds: Sequence[Mapping[str, Array]]
+) -> tuple[Program, dict[str, Array]]:
+    """Lower models into one program, and join their feeds."""
+    program = merged([lower(model, target) for model in models])
+    joined = {f"g{i}_{n}": a for i, feed in enumerate(feeds) for n, a in feed.items()}
+    return program, joined
+
+
+# Random graphs -------------------------------------------------------------------------------
+
+SCALES = [0.02, 0.05, 0.3, 1.0, 1e-6, 40.0]  # the last two saturate, or leave zeros only
+POINTS = [0, 3, 128, 200, 255]
+TABLES = ["Sigmoid", "Tanh", "HardSigmoid", "LeakyRelu", "Elu", "Softplus", "Abs", "Neg"]
+STEPS = [
+    "conv", "conv", "conv", "depthwise", "add", "residual", "sub", "mul", "concat", "max_pool",
+    "average_pool", "global_pool", "relu", "clip", "table", "broadcast", "rescale",
+]  # fmt: skip
+MOVES = ["transpose", "slice", "pad", "resize"]
+
+
+@st.composite
+def scale_and_zero(draw: st.DrawFn) -> Scale:
+    return draw(st.sampled_from(SCALES)), draw(st.sampled_from(POINTS))
+
+
+@st.composite
+def qdq_nets(draw: st.DrawFn, most_steps: int = 4, moves: bool = False) -> ir.Model:
+    """Random quantized CNNs with whole-integer interiors."""
+    batch, channels = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 3, 5, 8]))
+    graph = Qdq((batch, channels, 5, 6), draw(st.sampled_from(["uint8", "int8"])))
+    random = np.random.default_rng(draw(st.integers(0, 2**16)))
+    values = [(graph.pair("x", (0.03, 128)), graph.shape)]
+    steps = draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=most_steps))
+    if moves:
+        steps.append(draw(st.sampled_from(MOVES)))
+    for step in steps:
+        values.append(_step(draw, graph, step, values, random))
+    last, shape = values[-1]
+    if draw(st.booleans()):
+        flat = graph.op("Flatten", last)
+        inputs = int(np.prod(shape[1:]))
+        weight = random.integers(-127, 128, (7, inputs)).astype(np.int8)
+        named = graph.weight(weight, random.uniform(0.001, 0.01, 7), 0)
+        last = graph.pair(graph.op("Gemm", flat, named, attributes="transB=1"), (0.1, 100))
+    return graph.model(last)
+
+
+def _step(
+    draw: st.DrawFn,
+    graph: Qdq,
+    step: str,
+    values: list[tuple[str, tuple[int, ...]]],
+    random: np.random.Generator,
+) -> tuple[str, tuple[int, ...]]:
+    source, shape = values[-1]
+    made = shape
+    scale = draw(scale_and_zero())
+    if step in ("conv", "depthwise"):
+        out, made = _conv(draw, graph, source, shape, step == "depthwise", random)
+    elif step in ("add", "sub", "mul", "residual", "concat"):
+        same = [v for v, s in values if s == shape]
+        other = draw(st.sampled_from(same))
+        if other == source or step == "residual":
+            other = graph.pair(graph.op("Relu", source), draw(scale_and_zero()))
+        kind = {"residual": "Add", "concat": "Concat"}.get(step, step.capitalize())
+        out = graph.op(kind, source, other, attributes="axis=1" if step == "concat" else "")
+        if step == "concat":
+            made = (shape[0], 2 * shape[1], *shape[2:])
+    elif step == "broadcast":
+        lowest = LOWEST[graph.dtype]
+        array = (random.integers(0, 256, (shape[1], 1, 1)) + lowest).astype(graph.dtype)
+        kind = draw(st.sampled_from(["Add", "Mul", "Sub"]))
+        out = graph.op(kind, source, graph.weight(array, 0.01))
+    elif step in ("max_pool", "average_pool") and shape[3] >= 2:
+        stride = draw(st.integers(1, 2))
+        include = ", count_include_pad=1" if step == "average_pool" and draw(st.booleans()) else ""
+        text = f"kernel_shape=[2,3], strides=[{stride},{stride}], pads=[1,0,0,1]{include}"
+        out = graph.op({"max_pool": "MaxPool"}.get(step, "AveragePool"), source, attributes=text)
+        made = (*shape[:2], (shape[2] - 1) // stride + 1, (shape[3] - 2) // stride + 1)
+    elif step == "global_pool":
+        out, made = graph.op("GlobalAveragePool", source), (*shape[:2], 1, 1)
+    elif step == "table":
+        out = graph.op(draw(st.sampled_from(TABLES)), source)
+    elif step == "rescale":
+        out = source
+    elif step in MOVES:
+        out, made = _move(graph, step, source, shape)
+    else:
+        out = _clamp(draw, graph, source)
+    if step not in ("relu", "clip", "rescale") and draw(st.booleans()):
+        out = _clamp(draw, graph, out)
+    return graph.pair(out, scale), made
+
+
+def _clamp(draw: st.DrawFn, graph: Qdq, source: str) -> str:
+    if draw(st.booleans()):
+        return graph.op("Relu", source)
+    low, high = draw(st.sampled_from([(0, 6), (-1, 1), (2, 3), (-9, -2), (0.5, 0.4)]))
+    bounds = (graph.constant(np.float32(bound)) for bound in (low, high))
+    return graph.op("Clip", source, *bounds)
+
+
+def _conv(
+    draw: st.DrawFn,
+    graph: Qdq,
+    source: str,
+    shape: tuple[int, ...],
+    depthwise: bool,
+    random: np.random.Generator,
+) -> tuple[str, tuple[int, ...]]:
+    channels = shape[1]
+    groups = channels if depthwise or draw(st.integers(0, 5)) == 0 else 1
+    out = channels if depthwise else groups * draw(st.sampled_from([1, 2, 4, 9]))
+    kernel = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (2, 2)]))
+    w = random.integers(-127, 128, (out, channels // groups, *kernel)).astype(np.int8)
+    if draw(st.integers(0, 4)) == 0:
+        w[0] = 0  # a dead channel
+    per_channel = draw(st.booleans())
+    scales = (random.uniform(0.2, 2, out if per_channel else ()) * 0.01).astype(np.float32)
+    inputs = [source, graph.weight(w, scales)]
+    if draw(st.booleans()):
+        inputs.append(graph.constant(random.uniform(-1, 1, out).astype(np.float32)))
+    pads = [random.integers(0, k) for k in (*kernel, *kernel)]
+    stride = draw(st.integers(1, 2))
+    text = f"group={groups}, pads=[{','.join(map(str, pads))}], strides=[{stride},{stride}]"
+    made = [
+        (size + pads[i] + pads[i + 2] - kernel[i]) // stride + 1
+        for i, size in enumerate(shape[2:])
+    ]
+    if min(made) < 1:
+        return graph.op("Relu", source), shape
+    return graph.op("Conv", *inputs, attributes=text), (shape[0], out, *made)
+
+
+def _move(
+    graph: Qdq, step: str, source: str, shape: tuple[int, ...]
+) -> tuple[str, tuple[int, ...]]:
+    if step == "transpose":
+        out = graph.op("Transpose", source, attributes="perm=[0,1,3,2]")
+        return out, (*shape[:2], shape[3], shape[2])
+    if step == "slice":
+        bounds = [graph.constant(np.array([n])) for n in (0, -1, 1)]
+        made = (shape[0], max(shape[1] - 1, 0), *shape[2:])
+        return (graph.op("Slice", source, *bounds), made) if made[1] else (source, shape)
+    if step == "pad":
+        pads = graph.constant(np.array([0, 0, 1, 0, 0, 0, 0, 2]))
+        return graph.op("Pad", source, pads), (*shape[:2], shape[2] + 1, shape[3] + 2)
+    scales = graph.constant(np.array([1, 1, 2, 1], np.float32))
+    text = 'mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"'
+    out = graph.op("Resize", source, "", scales, attributes=text)
+    return out, (*shape[:2], shape[2] * 2, shape[3])

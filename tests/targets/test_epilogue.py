@@ -1,0 +1,120 @@
+"""The requantisation rule itself, against Python's exact integers and rounding."""
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from edgepress.targets.isa.base import load_isa
+from edgepress.targets.program import Array
+from edgepress.targets.schedules.emit import Kernel, chunks, load
+from edgepress.targets.schedules.epilogue import Clip, Requantise, finish
+from tests.targets.kernels import Case, check, native_isas
+
+LARGEST = 2**31 - 1
+
+
+def exactly(accumulator: int, multiplier: float, epilogue: Requantise) -> int:
+    """The rule in exact arithmetic; only the two float32 operations round."""
+    scaled = np.float32(float(np.float32(accumulator)) * float(np.float32(multiplier)))
+    if not np.isfinite(scaled):
+        return epilogue.high if scaled > 0 else epilogue.low
+    low, high = epilogue.low - epilogue.zero_point, epilogue.high - epilogue.zero_point
+    clamped = min(max(Fraction(float(scaled)), Fraction(low)), Fraction(high))
+    return round(clamped) + epilogue.zero_point  # Fraction rounds half to even
+
+
+def case(totals: Array, multiplier: float, epilogue: Requantise, lanes: int) -> Case:
+    def generate(name: str) -> object:
+        kernel = Kernel(name)
+        x = kernel.argument("x", "int32", totals.size)
+        m = kernel.argument("m", "float32", totals.size)
+        y = kernel.argument("y", epilogue.dtype, totals.size)
+        for first, width, count in chunks(totals.size, lanes):
+            with kernel.loop("i", count) as i:
+                at = first + i * width
+                value = finish(load(x, at, width), load(m, at, width), epilogue, width)
+                kernel.store(y, at, value, width)
+        return kernel.finish()
+
+    multipliers = np.full(totals.size, multiplier, np.float32)
+    with np.errstate(over="ignore"):
+        answers = [exactly(int(total), multiplier, epilogue) for total in totals]
+    wanted = np.array(answers, epilogue.dtype)
+    return Case(generate, (totals, multipliers), wanted, f"* {multiplier} to {epilogue}")
+
+
+EDGES = np.array([0, 1, -1, 2**24, 2**24 + 1, -(2**24) - 1, LARGEST, -LARGEST - 1, 3, -3], np.int32)
+EPILOGUES = [
+    Requantise("uint8", 0, 0, 255),
+    Requantise("uint8", 255, 0, 255),
+    Requantise("uint8", 128, 128, 255),  # a fused ReLU
+    Requantise("int8", -128, -128, 127),
+    Requantise("int8", 127, -128, 127),
+    Requantise("int8", 0, 0, 0),  # a clamp to one value
+]
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_ties_and_ends(isa_name: str) -> None:
+    lanes = load_isa(isa_name).lanes
+    halves = np.arange(-515, 516, dtype=np.int32)
+    cases = [case(halves, 0.5, epilogue, lanes) for epilogue in EPILOGUES]
+    cases += [
+        case(EDGES, multiplier, epilogue, lanes)
+        for epilogue in EPILOGUES[:4]
+        for multiplier in (0.0, 1e-9, 2.0**-24, 1e-7, 1.0, 1e9, 3e38, -0.5, 2.0**-140)
+    ]
+    check(cases, isa_name)
+
+
+@st.composite
+def drawn_rule(draw: st.DrawFn) -> tuple[Requantise, float]:
+    dtype = draw(st.sampled_from(["uint8", "int8"]))
+    lowest = 0 if dtype == "uint8" else -128
+    point = draw(st.integers(0, 255)) + lowest
+    low = draw(st.integers(0, 255)) + lowest
+    high = draw(st.integers(low, lowest + 255))
+    return Requantise(dtype, point, low, high), draw(
+        st.floats(2.0**-30, 2.0**10, width=32, allow_nan=False)
+    )
+
+
+@pytest.mark.parametrize("isa_name", native_isas()[:1])
+@settings(max_examples=3, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(drawn=st.lists(drawn_rule(), min_size=12, max_size=12), seed=st.integers(0, 99))
+def test_drawn_rules(isa_name: str, drawn: list[tuple[Requantise, float]], seed: int) -> None:
+    random, cases = np.random.default_rng(seed), []
+    for epilogue, multiplier in drawn:
+        spread = min(400 / multiplier, 2.0**31 - 1)
+        totals = (random.uniform(-1, 1, 200) * spread).astype(np.int32)
+        cases.append(case(totals, multiplier, epilogue, load_isa(isa_name).lanes))
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_float_clips(isa_name: str) -> None:
+    x = np.array([-np.inf, -7, -0.5, 0, 0.25, 6, 6.5, 3e38, np.inf], np.float32)
+    clips = [Clip(), Clip(0.0), Clip(0.0, 6.0), Clip(high=-0.5)]
+
+    def generate(name: str, clip: Clip) -> object:
+        kernel = Kernel(name)
+        source, y = (kernel.argument(n, "float32", x.size) for n in "xy")
+        for i in range(x.size):
+            kernel.store(y, i, finish(load(source, i), None, clip, 1))
+        return kernel.finish()
+
+    check(
+        [
+            Case(
+                lambda name, clip=clip: generate(name, clip),  # type: ignore[misc]
+                (x,),
+                np.clip(x, np.float32(clip.low), np.float32(clip.high)),
+                str(clip),
+            )
+            for clip in clips
+        ],
+        isa_name,
+    )
