@@ -64,15 +64,16 @@ def prepare(
     Raises UsageError, ModelError, PassError, CalibrationError.
     """
     progress = progress or Progress(shown=False)
+    with progress.step("load"):
+        model = load_model(path)
+        source = {"file": path.name, "sha256": model_sha256(path), "opset": model.opset_imports[""]}
+        driver = Driver(model, cache=cache, progress=progress)
+    # after loading: a file that is no model is the first thing to say
     if calib is None and (needy := [step.name for step in recipe.passes if step.needs_samples]):
         raise UsageError(
             f"recipe {recipe.name}: {needy[0]} needs calibration samples; give some with "
             "--calib DATA.npz, or compile without compression with -r none."
         )
-    with progress.step("load"):
-        model = load_model(path)
-        source = {"file": path.name, "sha256": model_sha256(path), "opset": model.opset_imports[""]}
-        driver = Driver(model, cache=cache, progress=progress)
     original = driver.snapshot
     context = Context(input_shapes=dict(input_shapes or {}), simd_bytes=simd_bytes)
     driver.run(canonical_passes(), context)

@@ -143,7 +143,8 @@ def _factor(node: ir.Node, name: str = "multiplier") -> np.float32:
 def _quantise(node: ir.Node, x: Array) -> Array:
     lowest = 0 if _dtype(node) == np.uint8 else -128
     zero_point = _integer(node, "zero_point")
-    scaled = x / _factor(node, "scale")
+    with np.errstate(over="ignore"):
+        scaled = x / _factor(node, "scale")
     low, high = np.float32(lowest - zero_point), np.float32(lowest + 255 - zero_point)
     return (np.rint(np.clip(scaled, low, high)).astype(np.int32) + zero_point).astype(_dtype(node))
 

@@ -32,7 +32,8 @@ class Isa:
             widened once per call while it is padded.
         group: inputs per lane of one dot product.
         dot: `(accumulator, inputs, weights) -> accumulator`; int32 lanes, `group` staged inputs
-            repeated for every lane, and int8 weights `[lanes, group]`.
+            repeated for every lane, and int8 weights `[lanes, group]` (already widened to int16
+            where `group` is 1).
         multiply_add: `(accumulator, x, w) -> accumulator`, int32 lanes all; x holds 8-bit and w
             16-bit values, sign- or zero-extended.
     """

@@ -9,7 +9,7 @@ from edgepress.targets.isa.base import Expr, Isa
 
 def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
     x = tirx.Cast("int32x4", tirx.Broadcast(inputs, 4))
-    return accumulator + x * tirx.Cast("int32x4", tirx.Cast("int16x4", weights))
+    return accumulator + x * tirx.Cast("int32x4", weights)
 
 
 def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:

@@ -9,6 +9,8 @@ import onnx
 
 from edgepress.targets.lowering.rewriting import Rewriting, attributes_of
 
+_BOUNDED = "bounded_"
+
 
 def _cast_like(graph: Rewriting, node: onnx.NodeProto) -> bool:
     """A Cast, because the other's type is known."""
@@ -201,6 +203,45 @@ def _conv_transpose(graph: Rewriting, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _bounded(node: onnx.NodeProto, bounds: tuple[int, ...], graph: Rewriting, place: int) -> bool:
+    """Keep indices that only the data decides inside the tensor, whatever the data is."""
+    indices = node.input[place]
+    if graph.constant(indices) is not None or node.name.startswith(_BOUNDED):
+        return False
+    dtype = graph.dtype(indices)
+    count = graph.add_constant(bounds if len(bounds) > 1 else bounds[0], dtype)
+    last = graph.add_constant(np.array(bounds if len(bounds) > 1 else bounds[0]) - 1, dtype)
+    zero = graph.add_constant(0, dtype)
+    from_end = graph.emit("Add", indices, count)
+    wrapped = graph.emit("Where", graph.emit("Less", indices, zero), from_end, indices)
+    inside = graph.emit("Min", graph.emit("Max", wrapped, zero), last)
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.input[place] = inside
+    copy.name = graph.fresh(_BOUNDED + node.name)
+    graph.add_node(copy)
+    return True
+
+
+def _bounded_along_axis(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    """Bounds for Gather, GatherElements and ScatterElements."""
+    shape = graph.shape(node.input[0])
+    axis = attributes_of(node).get("axis", 0)
+    return _bounded(node, (shape[axis],), graph, 1)
+
+
+def _bounded_tuples(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    """Bounds for GatherND and ScatterND, whose last axis holds one index per axis."""
+    first = attributes_of(node).get("batch_dims", 0)
+    width = graph.shape(node.input[1])[-1]
+    return _bounded(node, graph.shape(node.input[0])[first : first + width], graph, 1)
+
+
+def _bounded_batch(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    """Bounds for the image that a region of interest lies in."""
+    return _bounded(node, graph.shape(node.input[0])[:1], graph, 2)
+
+
 RULES = {
     "CastLike": _cast_like,
     "Col2Im": _col_to_im,
@@ -209,7 +250,13 @@ RULES = {
     "DepthToSpace": _depth_to_space,
     "Dropout": _dropout,
     "EyeLike": _eye_like,
+    "Gather": _bounded_along_axis,
+    "GatherElements": _bounded_along_axis,
+    "GatherND": _bounded_tuples,
     "OneHot": _one_hot,
     "ReverseSequence": _reverse_sequence,
+    "RoiAlign": _bounded_batch,
+    "ScatterElements": _bounded_along_axis,
+    "ScatterND": _bounded_tuples,
     "SpaceToDepth": _space_to_depth,
 }

@@ -96,9 +96,9 @@ def _qlinear_matmul(graph: Rewriting, node: onnx.NodeProto) -> bool:
     return True
 
 
-def _exact(graph: Rewriting, weights: str) -> bool:
-    """Whether float32 holds every sum of the products of a convolution."""
-    return math.prod(graph.shape(weights)[1:]) * 255 * 255 < _EXACT_IN_FLOAT32
+def exact_in_float32(weights: tuple[int, ...]) -> bool:
+    """Whether float32 holds every sum of the products of a convolution, given its weights' shape."""
+    return math.prod(weights[1:]) * 255 * 255 < _EXACT_IN_FLOAT32
 
 
 def _convolved(graph: Rewriting, node: onnx.NodeProto, names: list[str]) -> str:
@@ -112,7 +112,7 @@ def _convolved(graph: Rewriting, node: onnx.NodeProto, names: list[str]) -> str:
 
 def _conv_integer(graph: Rewriting, node: onnx.NodeProto) -> bool:
     names = [*node.input, "", ""]
-    if not _exact(graph, node.input[1]):
+    if not exact_in_float32(graph.shape(node.input[1])):
         return False
     sums = _convolved(graph, node, [names[0], names[2], names[1], names[3]])
     graph.cast(sums, np.int32, node.output[0])
@@ -121,8 +121,6 @@ def _conv_integer(graph: Rewriting, node: onnx.NodeProto) -> bool:
 
 def _qlinear_conv(graph: Rewriting, node: onnx.NodeProto) -> bool:
     x, x_scale, x_zero, w, w_scale, w_zero, y_scale, y_zero, *bias = node.input
-    if not _exact(graph, w):
-        return False
     wide = [1, -1] + [1] * (len(graph.shape(w)) - 2)
     sums = _convolved(graph, node, [x, x_zero, w, w_zero])
     if bias and bias[0]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from edgepress.targets.lowering.rewriting import Rewriting, attributes_of
+from edgepress.targets.program import Array
 
 MOST_STEPS = 128
 _ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Softplus", "Softsign", "Tanh"})
@@ -44,18 +45,18 @@ class _Direction:
         return total
 
 
-def why_not(node: onnx.NodeProto, steps: int) -> str | None:
+def why_not(node: onnx.NodeProto, steps: int, lengths: Array | None) -> str | None:
     """Say why a recurrent node cannot be lowered; None where it can."""
     attributes = attributes_of(node)
-    unknown = [str(_text(a)) for a in attributes.get("activations", []) if _text(a) not in _ACTIVATIONS]
-    if unknown:
-        return f"the activation {unknown[0]} is not supported"
+    for activation in map(_text, attributes.get("activations", [])):
+        if activation not in _ACTIVATIONS:
+            return f"the activation {activation} is not supported"
     for name in ("activation_alpha", "activation_beta", "clip"):
         if attributes.get(name):
             return f"the attribute {name} is not supported"
     if attributes.get("input_forget", 0):
         return "coupled input and forget gates are not supported"
-    if len(node.input) > 4 and node.input[4]:
+    if len(node.input) > 4 and node.input[4] and (lengths is None or (lengths != steps).any()):
         return "sequences of different lengths (sequence_lens) are not supported"
     if steps > MOST_STEPS:
         return f"{steps} steps are more than the {MOST_STEPS} that are unrolled"
@@ -79,7 +80,8 @@ def _recurrent(
             batch, steps = graph.shape(node.input[0])[:2]
         else:
             steps, batch = graph.shape(node.input[0])[:2]
-        if why_not(node, steps):
+        lengths = graph.constant(node.input[4]) if len(node.input) > 4 else None
+        if why_not(node, steps, lengths):
             return False
         gates = _GATES[node.op_type]
         directions, _, hidden = graph.shape(r)

@@ -25,6 +25,7 @@ from edgepress.targets.schedules.emit import (
     Buffer,
     Expr,
     Kernel,
+    cast,
     chunks,
     lanes_of,
     load,
@@ -98,6 +99,8 @@ def choose_tile(shape: ConvShape, isa: Isa, quantized: bool) -> Tile:
     products = 2 if quantized and isa.group == 2 else 1
     best, best_cost = Tile(1, 1), float("inf")
     for columns in range(1, min(vectors, 4) + 1):
+        if columns == 3 and quantized and isa.group == 1:
+            continue  # its weights would be a vector of 12 bytes
         for most_rows in range(1, 29):
             held = most_rows * columns + columns + (most_rows if isa.group == 1 else 1) + widening
             if held > isa.vector_registers:
@@ -298,15 +301,7 @@ class _Writer:
                 for row in range(rows)
             ]
         for part in range(self.step // group):
-            weights = [
-                kernel.let(
-                    "w",
-                    load(
-                        self.weights, w_index + (part * columns + c) * lanes * group, lanes * group
-                    ),
-                )
-                for c in range(columns)
-            ]
+            weights = self.weight_vectors(w_index + part * columns * lanes * group, columns)
             for row in range(rows):
                 if inputs:
                     x = lanes_of(inputs[row], part * group, group, self.step)
@@ -319,6 +314,18 @@ class _Writer:
                     else:
                         total = total + repeat(x, lanes) * weights[column]
                     kernel.store(held[row][column], 0, total, lanes)
+
+    def weight_vectors(self, index: Expr, columns: int) -> list[Expr]:
+        """Load one weight vector per column."""
+        kernel, width = self.kernel, self.isa.lanes * self.group
+        if self.quantized and width < 16:
+            # Four bytes a load would be most of the work: load and widen all columns at once.
+            narrow = load(self.weights, index, columns * width)
+            wide = kernel.let("wide", cast(narrow, "int16", columns * width))
+            parts = (lanes_of(wide, c * width, width, columns * width) for c in range(columns))
+        else:
+            parts = (load(self.weights, index + c * width, width) for c in range(columns))
+        return [kernel.let("w", part) for part in parts]
 
     def store(self, index: Expr, value: Expr, valid: int) -> None:
         """Store the first `valid` lanes."""

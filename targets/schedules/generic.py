@@ -25,6 +25,8 @@ from tvm import s_tir, tirx
 
 from edgepress.targets.base import Target
 from edgepress.targets.isa.base import load_isa
+from edgepress.targets.load import tvm_target
+from edgepress.targets.lowering.tir import lower_functions
 from edgepress.targets.schedules.accesses import BlockAccesses, block_accesses
 
 _PARALLEL_FROM_OPERATIONS = 1 << 16
@@ -53,11 +55,29 @@ def schedule(function: Any, target: Target) -> Any:
         for block in work.blocks():
             _schedule_block(work, block)
         scheduled = work.schedule.mod[_MAIN]
-    except RuntimeError:  # such as a body that is no block
-        return function
-    return scheduled.with_body(
-        tvm_ffi.structural_map(scheduled.body, (s_tir.SBlockRealize, _likely))
-    )
+        body = tvm_ffi.structural_map(scheduled.body, (s_tir.SBlockRealize, _likely))
+        scheduled = scheduled.with_body(body)
+        if not work.changed:
+            return _on_one_core(function)
+        lower_functions({_MAIN: scheduled}, tvm_target(target))
+    except (RuntimeError, ValueError):  # such as a body that is no block
+        return _on_one_core(function)
+    return scheduled
+
+
+def _on_one_core(function: Any) -> Any:
+    """Undo what TVM's hand-written loops say of threads, which know no size of the work."""
+
+    def serial(loop: Any) -> Any:
+        if loop.kind != tirx.ForKind.PARALLEL:
+            return loop
+        return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
+
+    def unmarked(statement: Any) -> Any:
+        return statement.body if statement.attr_key == "pragma_scope" else statement
+
+    changes = [(tirx.For, serial), (tirx.AttrStmt, unmarked)]
+    return function.with_body(tvm_ffi.structural_map(function.body, changes))
 
 
 def _likely(realize: Any) -> Any:
@@ -76,6 +96,7 @@ class _Work:
         self.schedule = s_tir.Schedule(tvm.IRModule({_MAIN: function}))
         self.vector_bytes = load_isa(target.isa).vector_bytes
         self.cores = target.cores
+        self.changed = False
 
     def blocks(self) -> list[str]:
         """Names of all blocks in order."""
@@ -107,6 +128,7 @@ def _inline_producers(work: _Work) -> None:
         if all(_worth_inlining(producer, consumer) for consumer in consumers if consumer):
             try:
                 schedule.compute_inline(schedule.get_sblock(name))
+                work.changed = True
             except RuntimeError:  # such as a store that is no plain assignment
                 continue
 
@@ -124,12 +146,13 @@ def _worth_inlining(producer: BlockAccesses, consumer: BlockAccesses) -> bool:
 def _schedule_block(work: _Work, name: str) -> None:
     """Apply the first plan that fits and that TVM accepts."""
     accesses = work.accesses(name)
-    if accesses is None or len(accesses.stores) == 0:
+    if accesses is None or not accesses.stores or not accesses.spatial | accesses.reduction:
         return
     for plan in _plans(work, accesses):
         before = work.schedule.copy()
         try:
             plan(work, name, accesses)
+            work.changed = True
             return
         except (RuntimeError, ValueError):
             work.schedule = before

@@ -77,6 +77,8 @@ def check(case: NodeTest, target: Target) -> Result:
         return Result("refused", str(refusal))
     except (CompileFailed, AssertionError) as error:
         return Result("wrong", str(error)[-300:])
+    except Exception as error:  # what no caller expects is a crash
+        return Result("crashed", f"{type(error).__name__}: {error}"[-300:])
     for name, wanted in case.wanted.items():
         if why := difference(answers[name], wanted):
             return Result("wrong", f"{name}: {why}")

@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 from hypothesis import strategies as st
 
-from edgepress.passes.fix_shapes import FixShapes
 from edgepress.passes.base import Context
+from edgepress.passes.fix_shapes import FixShapes
 from edgepress.targets.base import Target
 from edgepress.targets.lowering.build import lower
 from edgepress.targets.program import Array, Program
@@ -148,7 +148,7 @@ def qdq_nets(draw: st.DrawFn, most_steps: int = 4, moves: bool = False) -> ir.Mo
         values.append(_step(draw, graph, step, values, random))
     last, shape = values[-1]
     if draw(st.booleans()):
-        flat = graph.op("Flatten", last)
+        flat = graph.pair(graph.op("Flatten", last), (0.05, 100))
         inputs = int(np.prod(shape[1:]))
         weight = random.integers(-127, 128, (7, inputs)).astype(np.int8)
         named = graph.weight(weight, random.uniform(0.001, 0.01, 7), 0)
@@ -235,8 +235,7 @@ def _conv(
     stride = draw(st.integers(1, 2))
     text = f"group={groups}, pads=[{','.join(map(str, pads))}], strides=[{stride},{stride}]"
     made = [
-        (size + pads[i] + pads[i + 2] - kernel[i]) // stride + 1
-        for i, size in enumerate(shape[2:])
+        (size + pads[i] + pads[i + 2] - kernel[i]) // stride + 1 for i, size in enumerate(shape[2:])
     ]
     if min(made) < 1:
         return graph.op("Relu", source), shape

@@ -1,0 +1,128 @@
+"""The passes from TIR, scheduled or flat, to what LLVM takes: one pipeline for all kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import s_tir, tirx
+
+from edgepress.targets.lowering.plain import plain_function
+from edgepress.targets.schedules.elementary import expand_elementary
+
+_INDEX_BITS = 32
+# Give the last, partly filled vector of a loop code of its own.
+_PASS_OPTIONS = {"s_tir.LoopPartition": {"partition_const_loop": True}}
+_CPU_DEVICE_TYPE = 1
+
+
+def lower_functions(functions: dict[str, Any], llvm: Any) -> Any:
+    """Lower TIR functions to plain C functions over pointers.
+
+    Args:
+        functions: name to `PrimFunc`: made by `plain_function`, or s_tir with buffer parameters.
+        llvm: a `tvm.target.Target` of kind llvm.
+
+    Returns:
+        An `IRModule` for `target.build.llvm`.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: TVM refused a function.
+    """
+    named = {
+        name: function.with_attr("global_symbol", name)
+        for name, function in sorted(functions.items())
+    }
+    module = tirx.transform.BindTarget(llvm.with_host(llvm))(tvm.IRModule(named))
+    with tvm.ir.transform.PassContext(config=_PASS_OPTIONS):
+        return tvm.ir.transform.Sequential(_passes())(module)
+
+
+@tvm.ir.transform.module_pass(opt_level=0, name="edgepress.PlainFunctions")
+def _plain_functions(module: Any, _context: Any) -> Any:
+    """Give functions with buffer parameters the plain C signature."""
+    functions = {}
+    for variable, function in module.functions.items():
+        if all(tirx.is_buffer_var(parameter) for parameter in function.params):
+            plain = plain_function(variable.name_hint, list(function.params), function.body)
+            function = plain.with_attr("target", function.attrs["target"])
+        functions[variable] = function
+    return tvm.IRModule(functions)
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.LocalsOnStack")
+def _locals_on_stack(function: Any, _module: Any, _context: Any) -> Any:
+    """Turn `local` buffers into `global` ones.
+
+    LowerTVMBuiltin leaves small global buffers on the stack, where LLVM makes registers of them,
+    and takes local ones from the workspace, however small.
+    """
+    replaced: dict[Any, Any] = {}
+
+    def replace(variable: Any) -> Any:
+        if not tirx.is_buffer_var(variable) or variable.ty.storage_scope != "local":
+            return variable
+        if variable not in replaced:
+            kind = variable.ty
+            replaced[variable] = tirx.decl_buffer(kind.shape, str(kind.dtype), variable.name)
+        return replaced[variable]
+
+    return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Var, replace)))
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.VectorFunctions")
+def _vector_functions(function: Any, _module: Any, _context: Any) -> Any:
+    """Write out exp, tanh and their like, which LLVM would call once per lane."""
+    return expand_elementary(function)
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.OnCpu")
+def _on_cpu(function: Any, _module: Any, _context: Any) -> Any:
+    """Say which device's workspace to use; LowerTVMBuiltin wants to know."""
+    body = function.body
+    for key, value in (("device_type", _CPU_DEVICE_TYPE), ("device_id", 0)):
+        body = tirx.AttrStmt("default", key, tirx.const(value, "int32"), body)
+    return function.with_body(body)
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.ReturnZero")
+def _return_zero(function: Any, _module: Any, _context: Any) -> Any:
+    """End in `return 0`. Any earlier, LowerTVMBuiltin would free the workspace after it."""
+    return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
+
+
+def _passes() -> list[Any]:
+    """The CPU part of TVM's s_tir pipeline, with a plain C signature for its packed one."""
+    return [
+        s_tir.transform.CanonicalizeLoop(),
+        s_tir.transform.LowerInitBlock(),
+        s_tir.transform.PlanAndUpdateBufferAllocationLocation(),
+        s_tir.transform.ConvertBlocksToOpaque(),
+        s_tir.transform.CompactBufferAllocation(),
+        s_tir.transform.LowerMatchBuffer(),
+        s_tir.transform.StmtSimplify(),
+        s_tir.transform.AnnotateIrregularLoop(),
+        s_tir.transform.LowerOpaqueBlock(),
+        _locals_on_stack,
+        _plain_functions,
+        tirx.transform.FlattenBuffer(),
+        tirx.transform.NarrowDataType(_INDEX_BITS),
+        s_tir.transform.LoopPartition(),
+        tirx.transform.VectorizeLoop(True),
+        _vector_functions,
+        tirx.transform.StorageRewrite(),
+        s_tir.transform.HoistIfThenElse(),
+        tirx.transform.UnrollLoop(),
+        s_tir.transform.RenormalizeSplitPattern(),
+        tirx.transform.StmtSimplify(),
+        tirx.transform.RemoveNoOp(),
+        s_tir.transform.RewriteUnsafeSelect(),
+        tirx.transform.CommonSubexprElim(),
+        tirx.transform.VerifyMemory(),
+        tirx.transform.SplitHostDevice(),
+        _on_cpu,
+        tirx.transform.LowerTVMBuiltin(),
+        _return_zero,
+        tirx.transform.LowerIntrin(),
+    ]
