@@ -99,8 +99,6 @@ def choose_tile(shape: ConvShape, isa: Isa, quantized: bool) -> Tile:
     products = 2 if quantized and isa.group == 2 else 1
     best, best_cost = Tile(1, 1), float("inf")
     for columns in range(1, min(vectors, 4) + 1):
-        if columns == 3 and quantized and isa.group == 1:
-            continue  # its weights would be a vector of 12 bytes
         for most_rows in range(1, 29):
             held = most_rows * columns + columns + (most_rows if isa.group == 1 else 1) + widening
             if held > isa.vector_registers:
@@ -318,14 +316,19 @@ class _Writer:
     def weight_vectors(self, index: Expr, columns: int) -> list[Expr]:
         """Load one weight vector per column."""
         kernel, width = self.kernel, self.isa.lanes * self.group
-        if self.quantized and width < 16:
-            # Four bytes a load would be most of the work: load and widen all columns at once.
-            narrow = load(self.weights, index, columns * width)
-            wide = kernel.let("wide", cast(narrow, "int16", columns * width))
-            parts = (lanes_of(wide, c * width, width, columns * width) for c in range(columns))
-        else:
+        if not self.quantized or width >= 16:
             parts = (load(self.weights, index + c * width, width) for c in range(columns))
-        return [kernel.let("w", part) for part in parts]
+            return [kernel.let("w", part) for part in parts]
+        # Eight bytes a load, widened to the two halves of one register: less would mean more
+        # loads than products.
+        weights = []
+        for column in range(0, columns, 2):
+            pair = min(2, columns - column) * width
+            narrow = load(self.weights, index + column * width, pair)
+            wide = kernel.let("wide", cast(narrow, "int16", pair))
+            for half in range(0, pair, width):
+                weights.append(kernel.let("w", lanes_of(wide, half, width, pair)))
+        return weights
 
     def store(self, index: Expr, value: Expr, valid: int) -> None:
         """Store the first `valid` lanes."""
