@@ -1,6 +1,6 @@
 """Runs the onnx package's node tests through edgepress and writes docs/operators.md.
 
-    python -m benchmarks.operator_conformance [--target NAME] [--only TEXT] [--write]
+    python -m benchmarks.operator_conformance [--target NAME] [--variant NAME] [--only TEXT] [--write]
 
 Each case is lowered, compiled and run on this machine in a worker process, so that a crash of TVM
 costs one case. Exit code 1 where a case is wrong or crashed or fewer than 84 % are right.
@@ -28,14 +28,15 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only cases whose name contains this")
     parser.add_argument("--json", type=Path, help="write every result here")
     parser.add_argument("--write", action="store_true", help="write docs/operators.md")
+    parser.add_argument("--variant", choices=("baked", "live", "inside"), default="baked")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return worker(options.target)
+        return worker(options.target, options.variant)
     from tests.targets.conformance import node_tests
 
-    cases = {name: case for name, case in node_tests().items() if options.only in name}
-    results = run_all(list(cases), options.target)
+    cases = {name: case for name, case in node_tests(options.variant).items() if options.only in name}
+    results = run_all(list(cases), options.target, options.variant)
     count = Counter(status for status, _ in results.values())
     for name, (status, why) in results.items():
         if status in ("wrong", "crashed"):
@@ -51,14 +52,14 @@ def main() -> int:
     return 0 if good and not count["wrong"] + count["crashed"] else 1
 
 
-def run_all(names: list[str], target: str) -> dict[str, tuple[str, str]]:
+def run_all(names: list[str], target: str, variant: str) -> dict[str, tuple[str, str]]:
     """Run cases in worker processes; a case whose worker dies or hangs has crashed."""
     results: dict[str, tuple[str, str]] = {}
     pending = list(names)
     while pending:
         process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.operator_conformance", "--worker"]
-            + ["--target", target],
+            + ["--target", target, "--variant", variant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -104,14 +105,14 @@ def _ask(
         return None
 
 
-def worker(target_name: str) -> int:
+def worker(target_name: str, variant: str) -> int:
     """Read case names from stdin; answer each with one JSON line."""
     from edgepress.targets.load import load_target
     from tests.targets.conformance import check, node_tests
 
     answers = sys.stdout
     sys.stdout = sys.stderr  # TVM prints
-    target, cases = load_target(target_name), node_tests()
+    target, cases = load_target(target_name), node_tests(variant)
     for line in sys.stdin:
         result = check(cases[line.strip()], target)
         print(json.dumps([result.status, result.why]), file=answers, flush=True)

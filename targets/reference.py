@@ -66,7 +66,7 @@ class Reference:
         feeds = {n: a for n, a in zip(names, inputs, strict=True) if a is not None}
         if key not in self._sessions:
             self._sessions[key] = _session(node, names, feeds, self.model)
-        return list(self._sessions[key].run(None, feeds))
+        return [np.asarray(output) for output in self._sessions[key].run(None, feeds)]
 
 
 def float_islands(model: ir.Model) -> list[str]:

@@ -19,7 +19,7 @@ from edgepress.targets.lowering import (
     decompose_resize,
     decompose_signal,
 )
-from edgepress.targets.lowering.rewriting import Rewriting
+from edgepress.targets.lowering.rewriting import Rewriting, empty_inputs
 
 Rule = Callable[[Rewriting, onnx.NodeProto], bool]  # False: leave the node as it is
 
@@ -58,7 +58,8 @@ def decompose(model: onnx.ModelProto) -> onnx.ModelProto:
     Raises:
         ValueError: functions nest deeper than any of onnx's does.
     """
-    if not any(node.op_type in RULES or node.op_type in EXPANDED for node in model.graph.node):
+    concerned = any(node.op_type in RULES or node.op_type in EXPANDED for node in model.graph.node)
+    if not concerned and not empty_inputs(model.graph):
         return model
     for _ in range(_ROUNDS):
         rewriting = Rewriting(model)
@@ -74,7 +75,7 @@ def decompose(model: onnx.ModelProto) -> onnx.ModelProto:
 def _replace(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
     rule = RULES.get(node.op_type)
     if rule is not None:
-        return rule(rewriting, node)
+        return rewriting.attempt(rule, node)
     if node.op_type not in EXPANDED:
         return False
     body = function_of(rewriting, node)

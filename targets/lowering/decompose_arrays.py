@@ -117,6 +117,19 @@ def _eye_like(graph: Rewriting, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _split(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    """Slices, where a piece is empty."""
+    axis = attributes_of(node).get("axis", 0)
+    sizes = [graph.shape(name)[axis] for name in node.output]
+    if 0 not in sizes:
+        return False
+    ends = np.cumsum(sizes)
+    for name, size, end in zip(node.output, sizes, ends, strict=True):
+        bounds = (graph.add_constant([i], np.int64) for i in (end - size, end, axis))
+        graph.emit("Slice", node.input[0], *bounds, output=name)
+    return True
+
+
 def _dropout(graph: Rewriting, node: onnx.NodeProto) -> bool:
     """Nothing happens outside training; the mask is all true."""
     graph.emit("Identity", node.input[0], output=node.output[0])
@@ -259,4 +272,5 @@ RULES = {
     "ScatterElements": _bounded_along_axis,
     "ScatterND": _bounded_tuples,
     "SpaceToDepth": _space_to_depth,
+    "Split": _split,
 }

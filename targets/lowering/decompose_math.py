@@ -93,6 +93,38 @@ def _is_inf(graph: Rewriting, node: onnx.NodeProto) -> bool:
     return True
 
 
+def _cosh(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    graph.emit("Mul", _half(graph, node), _exponentials(graph, node, "Add"), output=node.output[0])
+    return True
+
+
+def _sinh(graph: Rewriting, node: onnx.NodeProto) -> bool:
+    """Half the difference of exponentials; below 1, where they cancel, a series."""
+    x = node.input[0]
+    dtype = graph.dtype(x)
+    one = graph.add_constant(1, dtype)
+    square = graph.emit("Mul", x, x)
+    series = one
+    for divisor in (72, 42, 20, 6):
+        part = graph.emit("Mul", square, graph.add_constant(1 / divisor, dtype))
+        series = graph.emit("Add", one, graph.emit("Mul", part, series))
+    small = graph.emit("Mul", x, series)
+    large = graph.emit("Mul", _half(graph, node), _exponentials(graph, node, "Sub"))
+    is_small = graph.emit("Less", graph.emit("Abs", x), one)
+    graph.emit("Where", is_small, small, large, output=node.output[0])
+    return True
+
+
+def _half(graph: Rewriting, node: onnx.NodeProto) -> str:
+    return graph.add_constant(0.5, graph.dtype(node.input[0]))
+
+
+def _exponentials(graph: Rewriting, node: onnx.NodeProto, op_type: str) -> str:
+    """Combine exp(x) and exp(-x)."""
+    x = node.input[0]
+    return graph.emit(op_type, graph.emit("Exp", x), graph.emit("Exp", graph.emit("Neg", x)))
+
+
 def _lp_normalization(graph: Rewriting, node: onnx.NodeProto) -> bool:
     """x divided by its norm, 0 where that is 0."""
     attributes = attributes_of(node)
@@ -124,7 +156,7 @@ def _reduce_bool(op_type: str) -> Callable[[Rewriting, onnx.NodeProto], bool]:
     """Reduce booleans as bytes."""
 
     def rule(graph: Rewriting, node: onnx.NodeProto) -> bool:
-        if graph.dtype(node.input[0]) != np.bool_:
+        if graph.dtype(node.input[0]) != np.bool_ or 0 in graph.shape(node.input[0]):
             return False
         data = graph.cast(node.input[0], np.int32)
         reduced = graph.emit(op_type, data, *node.input[1:], **attributes_of(node))
@@ -135,6 +167,7 @@ def _reduce_bool(op_type: str) -> Callable[[Rewriting, onnx.NodeProto], bool]:
 
 
 RULES = {
+    "Cosh": _cosh,
     "Det": _det,
     "IsInf": _is_inf,
     "LpNormalization": _lp_normalization,
@@ -142,5 +175,6 @@ RULES = {
     "Pow": _pow,
     "ReduceMax": _reduce_bool("ReduceMax"),
     "ReduceMin": _reduce_bool("ReduceMin"),
+    "Sinh": _sinh,
     "Softplus": _softplus,
 }

@@ -12,33 +12,33 @@ from edgepress.targets.lowering.rewriting import Rewriting, attributes_of
 _EXACT_IN_FLOAT32 = 1 << 24
 
 
-def _parameter(graph: Rewriting, name: str, node: onnx.NodeProto) -> str | None:
-    """Bring a scale or zero point to a shape that broadcasts; None for an unknown blocked one."""
+def _parameter(graph: Rewriting, name: str, node: onnx.NodeProto) -> str:
+    """Bring a scale or zero point to a shape that broadcasts."""
     attributes = attributes_of(node)
     shape, own = graph.shape(node.input[0]), graph.shape(name)
-    axis = attributes.get("axis", 1)
+    if own == ():
+        return name
+    axis, block = attributes.get("axis", 1) % len(shape), attributes.get("block_size", 0)
     if math.prod(own) == 1:
-        return graph.reshape(name, [1] * len(shape)) if own != () else name
-    block = attributes.get("block_size", 0)
-    if block:
-        known = graph.constant(name)
-        if known is None:
-            return None
-        axis %= len(shape)
-        repeated = np.repeat(known, block, axis=axis)
-        return graph.add_constant(np.take(repeated, range(shape[axis]), axis=axis))
-    return graph.reshape(name, [-1 if i == axis % len(shape) else 1 for i in range(len(shape))])
+        return graph.reshape(name, [1] * len(shape))
+    if not block:
+        return graph.reshape(name, [-1 if i == axis else 1 for i in range(len(shape))])
+    before, after = own[:axis], own[axis + 1 :]
+    columns = graph.reshape(name, [*before, own[axis], 1, *after])
+    repeated = [*before, own[axis], block, *after]
+    spread = graph.emit("Expand", columns, graph.add_constant(repeated, np.int64))
+    whole = graph.reshape(spread, [*before, own[axis] * block, *after])
+    bounds = (graph.add_constant([i], np.int64) for i in (0, shape[axis], axis))
+    return graph.emit("Slice", whole, *bounds)
 
 
 def _dequantize(graph: Rewriting, node: onnx.NodeProto) -> bool:
-    scale = _parameter(graph, node.input[1], node)
-    if scale is None or graph.dtype(node.input[1]) != np.float32:
+    if graph.dtype(node.input[1]) != np.float32:
         return False
+    scale = _parameter(graph, node.input[1], node)
     value = node.input[0]
     if len(node.input) > 2 and node.input[2]:
         zero = _parameter(graph, node.input[2], node)
-        if zero is None:
-            return False
         value = graph.emit("Sub", graph.cast(value, np.int32), graph.cast(zero, np.int32))
     graph.emit("Mul", graph.cast(value, np.float32), scale, output=node.output[0])
     return True
@@ -46,14 +46,12 @@ def _dequantize(graph: Rewriting, node: onnx.NodeProto) -> bool:
 
 def _quantize(graph: Rewriting, node: onnx.NodeProto) -> bool:
     dtype = graph.dtype(node.output[0])
-    scale = _parameter(graph, node.input[1], node)
-    if scale is None or dtype.kind not in "iu" or graph.dtype(node.input[0]) != np.float32:
+    if dtype.kind not in "iu" or graph.dtype(node.input[0]) != np.float32:
         return False
+    scale = _parameter(graph, node.input[1], node)
     steps = graph.emit("Round", graph.emit("Div", node.input[0], scale))
     if len(node.input) > 2 and node.input[2]:
         zero = _parameter(graph, node.input[2], node)
-        if zero is None:
-            return False
         steps = graph.emit("Add", steps, graph.cast(zero, np.float32))
     _saturate(graph, steps, dtype, node.output[0])
     return True

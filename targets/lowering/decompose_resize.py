@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from edgepress.targets.lowering.rewriting import Rewriting, attributes_of
+from edgepress.targets.lowering.rewriting import Rewriting, UnknownValue, attributes_of
 from edgepress.targets.program import Array
 
 
@@ -196,7 +196,7 @@ def _size(graph: Rewriting, x: str, axis: int) -> int | None:
     """Size of an axis; None for a value that was only just added."""
     try:
         return graph.shape(x)[axis]
-    except KeyError:
+    except UnknownValue:
         return None
 
 

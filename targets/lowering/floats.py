@@ -74,12 +74,12 @@ def claim_float_operators(model: ir.Model) -> ir.Model:
         taken.update(followers)
     outputs = []
     for value in model.graph.outputs:
-        output = get(value)
-        assert output is not None
-        if output.producer() is not None and output.name != value.name:
+        result = get(value)
+        assert result is not None
+        if result.producer() is not None and result.name != value.name:
             builder.free(value.name or "")
-            output.name = value.name
-        outputs.append(output)
+            result.name = value.name
+        outputs.append(result)
     return builder.model(model, inputs, outputs)
 
 

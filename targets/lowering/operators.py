@@ -151,8 +151,6 @@ def check(node: onnx.NodeProto, facts: Facts) -> str | None:
         dtype = facts.dtype(name)
         if dtype and dtype not in DTYPES:
             return f"{name} is {dtype}; supported are {', '.join(DTYPES)}"
-        if name in node.input and 0 in (facts.shape(name) or ()) and not _is_list(facts, name):
-            return f"{name} has no elements"
     form = _FORMS.get(node.op_type)
     return form(node, facts) if form else None
 
@@ -175,11 +173,6 @@ def single_node_models(model: onnx.ModelProto) -> Iterator[tuple[str, onnx.Model
         alone.graph.initializer.extend(tensors[name] for name in read if name in tensors)
         alone.graph.output.extend(values[name] for name in node.output if name in values)
         yield f"{node.name or node.output[0]} ({node.op_type})", alone
-
-
-def _is_list(facts: Facts, name: str) -> bool:
-    """Whether a value is an empty list of axes, pads or places rather than empty data."""
-    return facts.shape(name) == (0,)
 
 
 def _input(node: onnx.NodeProto, place: int) -> str:

@@ -25,7 +25,7 @@ from edgepress.targets.lowering import operators
 from edgepress.targets.lowering.decompose import decompose
 from edgepress.targets.lowering.relax_operators import LEGALIZATIONS
 from edgepress.targets.lowering.relax_program import program_from_relax
-from edgepress.targets.program import Program
+from edgepress.targets.program import Program, Tensor
 
 _RUNTIME_CALLS = ("tirx.tvm_call_packed", "tirx.tvm_call_cpacked")
 
@@ -59,9 +59,15 @@ def lower_region(model: ir.Model, target: Target, prefix: str) -> Program:
 
 def _lower(proto: onnx.ModelProto, target: Target, prefix: str) -> Program:
     initializers = {tensor.name for tensor in proto.graph.initializer}
-    inputs = [value.name for value in proto.graph.input if value.name not in initializers]
+    inputs = [_tensor(value) for value in proto.graph.input if value.name not in initializers]
     outputs = [value.name for value in proto.graph.output]
     return program_from_relax(_legalize(_import(proto), target), inputs, outputs, target, prefix)
+
+
+def _tensor(value: onnx.ValueInfoProto) -> Tensor:
+    kind = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+    return Tensor(value.name, str(dtype), tuple(d.dim_value for d in kind.shape.dim))
 
 
 def _import(proto: onnx.ModelProto) -> Any:

@@ -19,13 +19,13 @@ _Place = str | tuple["_Place", ...]  # a tensor or constant, or what a Relax tup
 
 
 def program_from_relax(
-    module: Any, inputs: Sequence[str], outputs: Sequence[str], target: Target, prefix: str
+    module: Any, inputs: Sequence[Tensor], outputs: Sequence[str], target: Target, prefix: str
 ) -> Program:
     """Write the program of a module whose `main` only calls TIR functions and reshapes.
 
     Args:
         module: an `IRModule` of static shapes.
-        inputs: names for the parameters of `main`.
+        inputs: the parameters of `main`. TVM itself takes a size of 0 for an unknown one.
         outputs: names for its results.
         target: which the kernels are scheduled for.
         prefix: of all other names.
@@ -47,12 +47,13 @@ class _Walk:
         self.places: dict[Any, _Place] = {}
         self.kernels: dict[int, list[tuple[Any, str]]] = {}
 
-    def run(self, inputs: Sequence[str], outputs: Sequence[str]) -> Program:
+    def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> Program:
         main = self.module["main"]
-        self.program.inputs = tuple(inputs)
-        for variable, name in zip(main.params, inputs, strict=True):
-            self.places[variable] = name
-            self.program.tensors[name] = _tensor(name, variable.ty)
+        self.program.inputs = tuple(tensor.name for tensor in inputs)
+        for variable, tensor in zip(main.params, inputs, strict=True):
+            _check_dtype(tensor.dtype)
+            self.places[variable] = tensor.name
+            self.program.tensors[tensor.name] = tensor
         for block in main.body.blocks:
             for binding in block.bindings:
                 self.places[binding.var] = self._place(binding.value)

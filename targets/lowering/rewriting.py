@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,10 @@ import onnx.shape_inference
 from onnx.reference import ReferenceEvaluator
 
 from edgepress.targets.program import Array
+
+
+class UnknownValue(Exception):
+    """A shape or type is not known yet; it may be once other nodes are rewritten."""
 
 
 class Rewriting:
@@ -31,6 +35,7 @@ class Rewriting:
             value.name: value.type.tensor_type
             for value in (*graph.input, *graph.value_info, *graph.output)
         }
+        self.constants |= empty_inputs(graph)
         self._nodes: list[onnx.NodeProto] = []
         self._taken = {name for node in graph.node for name in (*node.input, *node.output)}
         self._model = model
@@ -41,19 +46,30 @@ class Rewriting:
         return self._model.graph
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a value. Raises KeyError or ValueError where it is not known."""
+        """Shape of a value. Raises UnknownValue."""
         if name in self.constants:
             return self.constants[name].shape
-        dimensions = self._types[name].shape.dim
-        if not all(dimension.HasField("dim_value") for dimension in dimensions):
-            raise ValueError(f"the shape of {name} is not static")
-        return tuple(dimension.dim_value for dimension in dimensions)
+        kind = self._types.get(name)
+        if kind is None or not kind.HasField("shape"):
+            raise UnknownValue(f"the shape of {name} is not known")
+        if not all(dimension.HasField("dim_value") for dimension in kind.shape.dim):
+            raise UnknownValue(f"the shape of {name} is not static")
+        return tuple(dimension.dim_value for dimension in kind.shape.dim)
 
     def dtype(self, name: str) -> np.dtype[Any]:
-        """Element type of a value. Raises KeyError where it is not known."""
+        """Element type of a value. Raises UnknownValue."""
         if name in self.constants:
             return self.constants[name].dtype
+        if name not in self._types:
+            raise UnknownValue(f"the type of {name} is not known")
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self._types[name].elem_type))
+
+    def _is_static(self, name: str) -> bool:
+        try:
+            self.shape(name)
+        except UnknownValue:
+            return False
+        return True
 
     def type_of(self, name: str) -> onnx.TypeProto:
         """ONNX type of a value; empty for a missing input."""
@@ -89,6 +105,17 @@ class Rewriting:
         """Add a finished node."""
         self._taken.update(node.output)
         self._nodes.append(node)
+
+    def attempt(self, rule: Callable[[Rewriting, onnx.NodeProto], bool], node: Any) -> bool:
+        """Apply a rule; add nothing where it says no or lacks a shape."""
+        before = len(self._nodes)
+        try:
+            done = rule(self, node)
+        except UnknownValue:
+            done = False
+        if not done:
+            del self._nodes[before:]
+        return done
 
     def emit(self, op_type: str, *inputs: str, output: str | None = None, **attributes: Any) -> str:
         """Add a node with one output; return the output's name."""
@@ -126,6 +153,7 @@ class Rewriting:
         nodes = [node for node in self._nodes if not self._fold(node)]
         used = {name for node in nodes for name in _read_by(node)}
         used |= {value.name for value in self.source.output}
+        inputs = {value.name for value in self.source.input}
         model = onnx.ModelProto()
         model.CopyFrom(self._model)
         del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
@@ -133,13 +161,13 @@ class Rewriting:
         model.graph.initializer.extend(
             onnx.numpy_helper.from_array(np.asarray(array), name)
             for name, array in self.constants.items()
-            if name in used
+            if name in used and name not in inputs
         )
         return model
 
     def _fold(self, node: onnx.NodeProto) -> bool:
         """Compute a node whose inputs are all known, or whose answer is a shape."""
-        if node.op_type in ("Shape", "Size") and node.input[0] in self._types:
+        if node.op_type in ("Shape", "Size") and self._is_static(node.input[0]):
             feeds = {node.input[0]: np.zeros(self.shape(node.input[0]), np.bool_)}
         elif node.op_type == "If":  # the decomposer chooses the branch
             return False
@@ -149,6 +177,17 @@ class Rewriting:
             return False
         self.constants |= zip(node.output, evaluate(node, feeds, self.opset), strict=False)
         return True
+
+
+def empty_inputs(graph: onnx.GraphProto) -> dict[str, Array]:
+    """Inputs that hold no data, and so are known."""
+    arrays = {}
+    for value in graph.input:
+        kind = value.type.tensor_type
+        if any(d.HasField("dim_value") and d.dim_value == 0 for d in kind.shape.dim):
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type)
+            arrays[value.name] = np.zeros([d.dim_value for d in kind.shape.dim], dtype)
+    return arrays
 
 
 def _read_by(node: onnx.NodeProto) -> Iterator[str]:

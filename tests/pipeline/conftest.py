@@ -65,7 +65,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     ir.save(cnn(), model)
     x = random(8, 3, 8, 8)
     session = onnxruntime.InferenceSession(str(model), providers=["CPUExecutionProvider"])
-    np.savez(samples, x=x, labels=session.run(None, {"x": x})[0].argmax(axis=1))
+    np.savez(samples, x=x, labels=np.argmax(np.asarray(session.run(None, {"x": x})[0]), axis=1))
     cache = Cache(folder / "cache")
     request = Request(
         model=model,

@@ -16,7 +16,7 @@ from edgepress.targets.devices.base import host_architecture
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.load import host_flags, load_target
 from edgepress.targets.program import Array, Call, Program, Tensor
-from edgepress.targets.schedules import conv, depthwise, pool
+from edgepress.targets.schedules import conv, depthwise
 from edgepress.targets.schedules.epilogue import Clip, Epilogue, Requantise
 from edgepress.targets.schedules.stage import StageShape, stage
 from tests.targets.interpret import run_program
@@ -293,61 +293,6 @@ def stage_case(
         wanted,
         f"{isa.name} {shape} {dtypes} {fill}",
     )
-
-
-def max_pool_case(window: Window, isa: Isa, dtype: str, *, seed: int = 0) -> Case:
-    """The largest of random values under each window."""
-    random = np.random.default_rng(seed)
-    shape = _pool_shape(window)
-    given = (window.batch, *window.size, window.channels)
-    if dtype == "float32":
-        x = random.standard_normal(given).astype(np.float32)
-        x[random.random(given) < 0.5] = -np.inf
-    else:
-        x = eight_bit(random, given, dtype)
-    seen = windows(x, window.out, window.kernel, window.strides, window.dilations)
-    return Case(
-        lambda name: pool.max_pool(name, shape, isa, dtype),
-        (x,),
-        np.maximum.reduce([values for _, _, values in seen]),
-        f"{isa.name} max pool {window} {dtype}",
-    )
-
-
-def average_pool_case(
-    window: Window, isa: Isa, epilogue: Epilogue, zero_point: int = 0, *, seed: int = 0
-) -> Case:
-    """The sum under each window times a random factor for its pixel."""
-    random = np.random.default_rng(seed)
-    shape = _pool_shape(window)
-    given = (window.batch, *window.size, window.channels)
-    quantized = isinstance(epilogue, Requantise)
-    dtype = isa.storage if quantized else "float32"
-    x = (
-        eight_bit(random, given, dtype)
-        if quantized
-        else random.standard_normal(given).astype(np.float32)
-    )
-    factors = random.uniform(0.02, 0.3, window.out).astype(np.float32)
-    total = np.zeros((window.batch, *window.out, window.channels))
-    for _, _, values in windows(x, window.out, window.kernel, window.strides, window.dilations):
-        total += values.astype(np.float64) - zero_point
-    each = factors[:, :, None]
-    wanted = finished(total if quantized else total * each, each, epilogue)
-    return Case(
-        lambda name: pool.average_pool(name, shape, isa, dtype, zero_point, epilogue),
-        (x, factors.ravel()),
-        wanted,
-        f"{isa.name} average pool {window} {epilogue}",
-    )
-
-
-def _pool_shape(window: Window) -> pool.PoolShape:
-    height, width = window.size
-    return pool.PoolShape(
-        window.batch, height, width, window.channels, *window.out,
-        window.kernel, window.strides, window.dilations,
-    )  # fmt: skip
 
 
 def requantise_to(isa: Isa, zero_point: int = 3, low: int = 0, high: int = 255) -> Requantise:

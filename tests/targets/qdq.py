@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from edgepress.passes.base import Context
@@ -14,7 +15,8 @@ from edgepress.passes.fix_shapes import FixShapes
 from edgepress.targets.base import Target
 from edgepress.targets.lowering.build import lower
 from edgepress.targets.program import Array, Program
-from tests.graphs import net
+from edgepress.targets.reference import Reference
+from tests.graphs import feeds, net
 from tests.targets.kernels import LOWEST
 
 Scale = tuple[float, int]  # a scale, and a zero point counted from the lowest value
@@ -32,9 +34,9 @@ class Qdq:
     def name(self, kind: str) -> str:
         return f"{kind}{len(self.lines) + len(self.constants)}"
 
-    def constant(self, array: Array, kind: str = "c") -> str:
+    def constant(self, array: Array | np.generic, kind: str = "c") -> str:
         name = self.name(kind)
-        self.constants[name] = array
+        self.constants[name] = np.asarray(array)
         return name
 
     def op(self, op_type: str, *inputs: str, attributes: str = "", outputs: int = 1) -> str:
@@ -55,7 +57,7 @@ class Qdq:
         quantized = self.op("QuantizeLinear", value, *parameters)
         return self.op("DequantizeLinear", quantized, *parameters)
 
-    def weight(self, array: Array, scale: Array | float, axis: int = 0) -> str:
+    def weight(self, array: Array, scale: Array | np.generic | float, axis: int = 0) -> str:
         """A constant of whole numbers behind a DequantizeLinear."""
         scales = np.asarray(scale, np.float32)
         zeros = np.zeros(scales.shape, array.dtype)
@@ -115,6 +117,34 @@ def merged_graphs(
     program = merged([lower(model, target) for model in models])
     joined = {f"g{i}_{n}": a for i, feed in enumerate(feeds) for n, a in feed.items()}
     return program, joined
+
+
+def inputs_of(models: Sequence[ir.Model]) -> list[dict[str, Array]]:
+    """Normal values, a few of them far out."""
+    result = []
+    for seed, model in enumerate(models):
+        feed = feeds(model, seed)
+        for array in feed.values():
+            array *= 3
+            array.flat[:: max(array.size // 5, 1)] *= 1e4
+        result.append(feed)
+    return result
+
+
+def check_graphs(
+    models: Sequence[ir.Model], inputs: Sequence[dict[str, Array]], results: dict[str, Array]
+) -> int:
+    """Compare with the reference; return how many graphs are integers throughout."""
+    exact = 0
+    for index, (model, feed) in enumerate(zip(models, inputs, strict=True)):
+        reference = Reference(model)
+        exact += reference.exact
+        for name, wanted in reference.run(feed).items():
+            answer = results[f"g{index}_{name}"]
+            assert (answer.dtype, answer.shape) == (wanted.dtype, wanted.shape)
+            if reference.exact:
+                np.testing.assert_array_equal(answer, wanted, f"graph {index}: {name}")
+    return exact
 
 
 # Random graphs -------------------------------------------------------------------------------
@@ -231,7 +261,7 @@ def _conv(
     inputs = [source, graph.weight(w, scales)]
     if draw(st.booleans()):
         inputs.append(graph.constant(random.uniform(-1, 1, out).astype(np.float32)))
-    pads = [random.integers(0, k) for k in (*kernel, *kernel)]
+    pads = [int(random.integers(0, k)) for k in (*kernel, *kernel)]
     stride = draw(st.integers(1, 2))
     text = f"group={groups}, pads=[{','.join(map(str, pads))}], strides=[{stride},{stride}]"
     made = [
@@ -259,3 +289,23 @@ def _move(
     text = 'mode="nearest", nearest_mode="floor", coordinate_transformation_mode="asymmetric"'
     out = graph.op("Resize", source, "", scales, attributes=text)
     return out, (*shape[:2], shape[2] * 2, shape[3])
+
+
+def drawn(strategy: st.SearchStrategy[ir.Model], count: int) -> list[ir.Model]:
+    """The same models in every run."""
+    models: list[ir.Model] = []
+
+    @settings(
+        max_examples=count,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        phases=[Phase.generate],
+        suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
+    )
+    @given(strategy)
+    def collect(model: ir.Model) -> None:
+        models.append(model)
+
+    collect()
+    return models

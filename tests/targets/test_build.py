@@ -4,15 +4,19 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from edgepress.calibration.base import Samples
+from edgepress.passes.base import Context
+from edgepress.passes.calibrate import Calibrate
+from edgepress.passes.quantize_int8 import QuantizeInt8
 from edgepress.targets.base import UnsupportedModel
 from edgepress.targets.lowering.build import lower
-from edgepress.targets.lowering.dialect import Builder
+from edgepress.targets.lowering.dialect import Builder, shape_of
 from edgepress.targets.program import Array
 from edgepress.targets.reference import Reference
-from tests.graphs import answers, feeds, net, random
+from tests.graphs import answers, conv_nets, feeds, net, random
 from tests.targets.interpret import run_program
 from tests.targets.kernels import native_isas, target_of
-from tests.targets.qdq import Qdq, shaped
+from tests.targets.qdq import Qdq, check_graphs, drawn, inputs_of, merged_graphs, shaped
 
 ISAS = native_isas()[:1]
 AVX2 = target_of("avx2")
@@ -63,8 +67,8 @@ def test_nodes_may_share_a_name_or_have_none(isa: str, name: str) -> None:
     for node in model.graph:
         node.name = name
     results = run_program(lower(model, target_of(isa)), target_of(isa), feeds(model))
-    for key, wanted in Reference(model).run(feeds(model)).items():
-        np.testing.assert_array_equal(results[key], wanted)
+    for key, answer in Reference(model).run(feeds(model)).items():
+        np.testing.assert_array_equal(results[key], answer)
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -119,7 +123,8 @@ def test_an_output_that_is_an_input_is_refused() -> None:
 @pytest.mark.parametrize("zero", [np.uint16(30_000), np.int16(-3)])
 def test_16_bit_activations_are_right_or_refused(isa: str, zero: np.generic) -> None:
     """An 8-bit operator between 16-bit ones, an 8-bit output of one, and 16 bits throughout."""
-    weights = {"s": np.float32(1e-3), "z": zero, "t": np.float32(0.05), "u": np.uint8(128)}
+    scales = {"s": np.array(1e-3, np.float32), "t": np.array(0.05, np.float32)}
+    weights = {**scales, "z": np.asarray(zero), "u": np.array(128, np.uint8)}
     bodies = [
         "q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) y = Sigmoid(d)",
         """q = QuantizeLinear(x, t, u) d = DequantizeLinear(q, t, u) a = Relu(d)
@@ -135,7 +140,8 @@ def test_16_bit_activations_are_right_or_refused(isa: str, zero: np.generic) -> 
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_scales_that_depend_on_data_are_right_or_refused(isa: str) -> None:
-    weights = {"c": np.float32(100), "t": np.float32(0.05), "u": np.uint8(128)}
+    scales: dict[str, Array] = {"c": np.array(100, np.float32), "t": np.array(0.05, np.float32)}
+    weights = {**scales, "u": np.array(128, np.uint8)}
     scale = "m = ReduceMax <keepdims=0> (x) s = Div(m, c) "
     bodies = [
         "q = QuantizeLinear(x, s, u) d = DequantizeLinear(q, s, u) y = Sigmoid(d)",
@@ -156,6 +162,26 @@ def test_other_dtypes_pass_through(isa: str) -> None:
     integer = net("(int64[2,3] x) => (int64 y)", "a = Reshape(x, s) y = Concat <axis=0> (a, a)",
                   {"s": np.array([3, 2])})  # fmt: skip
     check(shaped(integer), isa)
+
+
+def quantized(model: ir.Model, activation: str) -> ir.Model:
+    """What edgepress itself makes of a float model."""
+    model = shaped(model)
+    shape = shape_of(model.graph.inputs[0])
+    context = Context(samples=Samples({"x": random(4, *shape[1:])}))
+    model = Calibrate().call(model, context).model
+    return shaped(QuantizeInt8(activation=activation).call(model, context).model)
+
+
+@pytest.mark.parametrize("isa", native_isas()[-1:])
+def test_graphs_that_edgepress_quantized(isa: str) -> None:
+    floats = drawn(conv_nets(), 12)
+    models = [quantized(m, "int8" if i % 2 else "uint8") for i, m in enumerate(floats)]
+    models = [m for m in models if any(n.op_type == "QuantizeLinear" for n in m.graph)]
+    assert len(models) >= 8
+    inputs = inputs_of(models)
+    program, joined = merged_graphs(models, target_of(isa), inputs)
+    check_graphs(models, inputs, run_program(program, target_of(isa), joined))
 
 
 def test_names_that_are_taken_move_aside() -> None:

@@ -24,7 +24,7 @@ def claimed(signature: str, body: str, weights: dict[str, Array] | None = None) 
 
 
 def test_a_convolution_takes_bias_and_clamp() -> None:
-    bounds = {"low": np.float32(0.5), "high": np.float32(6)}
+    bounds = {"low": np.array(0.5, np.float32), "high": np.array(6, np.float32)}
     body = "c = Conv <pads=[1,0,1,1]> (x, w, b) y = Clip(c, low, high)"
     assert claimed(X4, body, {"w": W, "b": random(6), **bounds}) == [
         "y = Conv(x, Conv_0_weights, Conv_0_bias) {dilations=[1,1], group=1, high=6.0, "
@@ -90,9 +90,9 @@ GRAPHS: list[tuple[str, str, dict[str, Array]]] = [
     (X4, "a = Conv(x, w) b = Softmax <axis=1> (a) y = MaxPool <kernel_shape=[2,2]> (b)", {"w": W}),
     (X2, "y = Gemm <alpha=2.0, beta=0.5> (x, w, b)", {"w": random(5, 6), "b": random(1, 6)}),
     (X2, "y = Gemm(x, w, b)", {"w": random(5, 6), "b": random(4, 1)}),
-    (X2, "y = Gemm(x, w, b)", {"w": random(5, 6), "b": np.float32(3)}),
+    (X2, "y = Gemm(x, w, b)", {"w": random(5, 6), "b": np.array(3, np.float32)}),
     (X2, "m = MatMul(x, w) a = Add(m, b) y = Clip(a, , h)", {"w": random(5, 6), "b": random(6),
-                                                            "h": np.float32(0.1)}),
+                                                            "h": np.array(0.1, np.float32)}),
     ("(float[2,3,5] x) => (float y)", "y = MatMul(x, w)", {"w": random(5, 17)}),
     (X2, "m = MatMul(x, w) y = Add(m, m)", {"w": random(5, 6)}),
 ]  # fmt: skip

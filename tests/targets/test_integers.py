@@ -268,7 +268,7 @@ def test_a_value_that_is_also_wanted_as_float_stays_float() -> None:
 
 def test_8_bit_outputs_keep_name_and_dtype() -> None:
     for dtype, storage in (("int8", "uint8"), ("uint8", "int8"), ("uint8", "uint8")):
-        weights = {"s": np.float32(0.1), "z": np.dtype(dtype).type(3)}
+        weights = {"s": np.array(0.1, np.float32), "z": np.array(3, dtype)}
         body = "r = Relu(x) q = QuantizeLinear(r, s, z) y = DequantizeLinear(q, s, z)"
         signature = f"(float[2,3] x) => ({dtype}[2,3] q, float[2,3] y)"
         model = to_integers(shaped(net(signature, body, weights)), storage)
@@ -282,7 +282,7 @@ def test_8_bit_outputs_keep_name_and_dtype() -> None:
 
 def test_without_a_zero_point_the_dtype_is_that_of_the_data() -> None:
     body = "d = DequantizeLinear(x, s) r = Relu(d) q = QuantizeLinear(r, s) y = Cast<to=1>(q)"
-    model = shaped(net("(int8[2,3] x) => (float[2,3] y)", body, {"s": np.float32(0.1)}))
+    model = shaped(net("(int8[2,3] x) => (float[2,3] y)", body, {"s": np.array(0.1, np.float32)}))
     lines = nodes(to_integers(model, "uint8")).splitlines()
     assert lines[0].startswith("x_stored = Rescale(x) {high=255, low=0, multiplier=1.0")
     assert "x_zero_point=0, zero_point=128" in lines[0]

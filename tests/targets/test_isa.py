@@ -58,7 +58,7 @@ def innermost(text: str, pattern: str) -> list[str]:
     """The loop without a loop inside that has most lines that match."""
     lines = text.splitlines()
     labels = {m[1]: i for i, line in enumerate(lines) if (m := re.match(r"(\.L\w+):", line))}
-    loops = []
+    loops: list[tuple[int, int]] = []
     for end, line in enumerate(lines):
         target = re.match(r"\s+(?:j\w+|b\S*|t?cbn?z\s.*)\s+(\.L\w+)\s*$", line)
         start = labels.get(target[1], end) if target else end

@@ -76,7 +76,7 @@ def test_a_value_is_transposed_once() -> None:
 
 
 def test_low_rank_constants() -> None:
-    weights = {"w": W, "row": random(6), "plane": random(5, 6), "one": np.float32(2)}
+    weights = {"w": W, "row": random(6), "plane": random(5, 6), "one": np.array(2, np.float32)}
     body = "a = Conv(x, w) b = Mul(a, row) c = Add(b, plane) d = Sub(c, one) y = Abs(d)"
     model = laid_out(body, weights)
     assert count(model)["Transpose"] == 2

@@ -3,18 +3,21 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from edgepress.targets.isa.base import load_isa
+from edgepress.targets.isa.base import Isa, load_isa
+from edgepress.targets.schedules import pool
+from edgepress.targets.schedules.epilogue import Epilogue, Requantise
 from edgepress.targets.schedules.pool import PoolShape
 from tests.targets.kernels import (
     FLOATS,
     LOWEST,
     Case,
     Window,
-    average_pool_case,
     check,
-    max_pool_case,
+    eight_bit,
+    finished,
     native_isas,
     requantise_to,
+    windows,
 )
 
 GRID = [
@@ -25,6 +28,61 @@ GRID = [
     Window(batch=2, out=(4, 3), channels=33, kernel=(5, 2), strides=(3, 2), dilations=(2, 3)),
     Window(out=(1, 1), channels=100, kernel=(7, 7)),
 ]
+
+
+def max_pool_case(window: Window, isa: Isa, dtype: str, *, seed: int = 0) -> Case:
+    """The largest of random values under each window."""
+    random = np.random.default_rng(seed)
+    shape = _pool_shape(window)
+    given = (window.batch, *window.size, window.channels)
+    if dtype == "float32":
+        x = random.standard_normal(given).astype(np.float32)
+        x[random.random(given) < 0.5] = -np.inf
+    else:
+        x = eight_bit(random, given, dtype)
+    seen = windows(x, window.out, window.kernel, window.strides, window.dilations)
+    return Case(
+        lambda name: pool.max_pool(name, shape, isa, dtype),
+        (x,),
+        np.maximum.reduce([values for _, _, values in seen]),
+        f"{isa.name} max pool {window} {dtype}",
+    )
+
+
+def average_pool_case(
+    window: Window, isa: Isa, epilogue: Epilogue, zero_point: int = 0, *, seed: int = 0
+) -> Case:
+    """The sum under each window times a random factor for its pixel."""
+    random = np.random.default_rng(seed)
+    shape = _pool_shape(window)
+    given = (window.batch, *window.size, window.channels)
+    quantized = isinstance(epilogue, Requantise)
+    dtype = isa.storage if quantized else "float32"
+    x = (
+        eight_bit(random, given, dtype)
+        if quantized
+        else random.standard_normal(given).astype(np.float32)
+    )
+    factors = random.uniform(0.02, 0.3, window.out).astype(np.float32)
+    total = np.zeros((window.batch, *window.out, window.channels))
+    for _, _, values in windows(x, window.out, window.kernel, window.strides, window.dilations):
+        total += values.astype(np.float64) - zero_point
+    each = factors[:, :, None]
+    wanted = finished(total if quantized else total * each, each, epilogue)
+    return Case(
+        lambda name: pool.average_pool(name, shape, isa, dtype, zero_point, epilogue),
+        (x, factors.ravel()),
+        wanted,
+        f"{isa.name} average pool {window} {epilogue}",
+    )
+
+
+def _pool_shape(window: Window) -> PoolShape:
+    height, width = window.size
+    return PoolShape(
+        window.batch, height, width, window.channels, *window.out,
+        window.kernel, window.strides, window.dilations,
+    )  # fmt: skip
 
 
 def cases(window: Window, isa_name: str, seed: int) -> list[Case]:

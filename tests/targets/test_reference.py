@@ -1,6 +1,7 @@
 """The NumPy reference against onnxruntime, operator by operator."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -67,8 +68,8 @@ def single(kind: str, dtype: str, scales: tuple[Scale, Scale, Scale], seed: int)
     elif kind == "ReduceMean":
         y = graph.op(kind, x, attributes="axes=[3,2], keepdims=0")
     elif kind == "Clip":
-        bounds = (graph.constant(np.float32(bound)) for bound in (-0.7, 1.3))
-        y = graph.op(kind, x, *bounds)
+        limits = [graph.constant(np.float32(bound)) for bound in (-0.7, 1.3)]
+        y = graph.op(kind, x, *limits)
     elif kind == "Transpose":
         y = graph.op(kind, x, attributes="perm=[0,3,1,2]")
     elif kind == "Pad":
@@ -140,7 +141,7 @@ def test_the_model_is_left_alone() -> None:
 
 
 def test_8_bit_inputs_and_outputs() -> None:
-    scale = {"s": np.float32(0.1), "z": np.int8(-5)}
+    scale: dict[str, Array] = {"s": np.array(0.1, np.float32), "z": np.array(-5, np.int8)}
     body = "d = DequantizeLinear(x, s, z) r = Relu(d) y = QuantizeLinear(r, s, z)"
     model = shaped(net("(int8[256] x) => (int8[256] y)", body, scale))
     x = np.arange(-128, 128).astype(np.int8)
@@ -153,7 +154,7 @@ class Reader(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self) -> None:
         self.left = [{"x": random(1, 3, 8, 8, seed=seed)} for seed in range(4)]
 
-    def get_next(self) -> dict[str, Array] | None:
+    def get_next(self) -> Any:
         return self.left.pop() if self.left else None
 
 
@@ -188,7 +189,7 @@ def test_models_of_onnxruntime(
     activation: QuantType,
     weight: QuantType,
     symmetric: bool,
-    options: dict[str, bool],
+    options: dict[str, Any],
 ) -> None:
     float_model(tmp_path / "float.onnx")
     quantize_static(

@@ -26,7 +26,7 @@ def pool(attributes: str, size: str = "6,7", op_type: str = "AveragePool") -> ir
 
 
 def test_clips() -> None:
-    low, high = np.float32(-1), np.array([6], np.float32)
+    low, high = np.array(-1, np.float32), np.array([6], np.float32)
     weights = {"low": low, "high": high}
     model = net(
         "(float[3] x, float d) => (float[3] f)",
