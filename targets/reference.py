@@ -146,6 +146,7 @@ def _quantise(node: ir.Node, x: Array) -> Array:
     with np.errstate(over="ignore"):
         scaled = x / _factor(node, "scale")
     low, high = np.float32(lowest - zero_point), np.float32(lowest + 255 - zero_point)
+    scaled = np.where(np.isnan(scaled), high, scaled)  # as the kernels do everywhere
     return (np.rint(np.clip(scaled, low, high)).astype(np.int32) + zero_point).astype(_dtype(node))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tvm
 import tvm_ffi
-from tvm import relax, te, tirx
+from tvm import relax, te
 
 from edgepress.targets.base import Target
 from edgepress.targets.program import DTYPES, Array, Call, Program, Tensor
@@ -105,7 +105,7 @@ class _Walk:
                 return name
         name = f"{self.prefix}{hint}"
         equal.append((function, name))
-        self.program.kernels[name] = generic.schedule(_without_offsets(function), self.target)
+        self.program.kernels[name] = generic.schedule(function, self.target)
         return name
 
     def _constant(self, array: Array) -> str:
@@ -160,20 +160,6 @@ def _tensor(name: str, kind: Any) -> Tensor:
 def _check_dtype(dtype: str) -> None:
     if dtype not in DTYPES:
         raise NotImplementedError(f"{dtype} tensors are not supported, only {', '.join(DTYPES)}")
-
-
-def _without_offsets(function: Any) -> Any:
-    """Let buffers start where their pointers point; some of TVM's operators leave that open."""
-    renewed: dict[Any, Any] = {
-        parameter: tirx.decl_buffer(parameter.ty.shape, str(parameter.ty.dtype), parameter.name)
-        for parameter in function.params
-        if isinstance(parameter.ty.elem_offset, tvm.ir.Var)
-    }
-    if not renewed:
-        return function
-    return tvm_ffi.structural_map(
-        function, (tvm.ir.Var, lambda variable: renewed.get(variable, variable))
-    )
 
 
 def _copy(tensor: Tensor) -> Any:

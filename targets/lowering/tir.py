@@ -9,7 +9,7 @@ import tvm_ffi
 from tvm import s_tir, tirx
 
 from edgepress.targets.lowering.plain import plain_function
-from edgepress.targets.schedules.elementary import expand_elementary
+from edgepress.targets.schedules.elementary import expand_elementary, expand_erf
 
 _INDEX_BITS = 32
 # Give the last, partly filled vector of a loop code of its own.
@@ -31,12 +31,26 @@ def lower_functions(functions: dict[str, Any], llvm: Any) -> Any:
         RuntimeError, ValueError, TypeError: TVM refused a function.
     """
     named = {
-        name: function.with_attr("global_symbol", name)
+        name: _without_offsets(function).with_attr("global_symbol", name)
         for name, function in sorted(functions.items())
     }
     module = tirx.transform.BindTarget(llvm.with_host(llvm))(tvm.IRModule(named))
     with tvm.ir.transform.PassContext(config=_PASS_OPTIONS):
         return tvm.ir.transform.Sequential(_passes())(module)
+
+
+def _without_offsets(function: Any) -> Any:
+    """Let buffers start where their pointers point; some of TVM's operators leave that open."""
+    renewed: dict[Any, Any] = {
+        parameter: tirx.decl_buffer(parameter.ty.shape, str(parameter.ty.dtype), parameter.name)
+        for parameter in function.params
+        if tirx.is_buffer_var(parameter) and isinstance(parameter.ty.elem_offset, tvm.ir.Var)
+    }
+    if not renewed:
+        return function
+    return tvm_ffi.structural_map(
+        function, (tvm.ir.Var, lambda variable: renewed.get(variable, variable))
+    )
 
 
 @tvm.ir.transform.module_pass(opt_level=0, name="edgepress.PlainFunctions")
@@ -69,6 +83,12 @@ def _locals_on_stack(function: Any, _module: Any, _context: Any) -> Any:
         return replaced[variable]
 
     return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Var, replace)))
+
+
+@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.WithoutErf")
+def _without_erf(function: Any, _module: Any, _context: Any) -> Any:
+    """Write out erf before loops are vectorised: a loop that calls it would not be."""
+    return expand_erf(function)
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="edgepress.VectorFunctions")
@@ -109,6 +129,7 @@ def _passes() -> list[Any]:
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(_INDEX_BITS),
         s_tir.transform.LoopPartition(),
+        _without_erf,
         tirx.transform.VectorizeLoop(True),
         _vector_functions,
         tirx.transform.StorageRewrite(),

@@ -1,4 +1,4 @@
-"""exp, tanh, erf and sigmoid of float32 as vector arithmetic.
+"""exp, log, tanh, erf and sigmoid of float32 as vector arithmetic.
 
 LLVM calls libm once per lane for these. Here each is a polynomial over whole vectors, within 2 ulp
 of the exact value, right for infinities, NaN and denormal results, and needs no instruction that
@@ -7,7 +7,8 @@ of the exact value, right for infinities, NaN and denormal results, and needs no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tvm
@@ -21,8 +22,21 @@ _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # the high part has 9 bits: n
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, held in the low bits
 _ROUND_BITS = 0x4B400000
 
-# Cephes expf and tanhf; erff is Norbert Juffa's.
+_SMALLEST_NORMAL, _LARGEST = 2.0**-126, 3.4028234663852886e38
+
+# Cephes expf, logf and tanhf; erff is Norbert Juffa's.
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_LOG = (
+    7.0376836292e-2,
+    -1.1514610310e-1,
+    1.1676998740e-1,
+    -1.2420140846e-1,
+    1.4249322787e-1,
+    -1.6668057665e-1,
+    2.0000714765e-1,
+    -2.4999993993e-1,
+    3.3333331174e-1,
+)
 _TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
 _ERF_SMALL = (
     -5.96761703e-4,
@@ -72,6 +86,50 @@ def _exp_from_rounded(x: Expr, shifted: Expr) -> Expr:
     return _let("power", power, lambda power: scaled(value, power))
 
 
+def log(x: Expr) -> Expr:
+    """Return the natural logarithm: of the exponent, plus a polynomial of the mantissa."""
+
+    def of(x: Expr) -> Expr:
+        tiny = x < _like(x, _SMALLEST_NORMAL)
+        normal = tirx.Select(tiny, x * _like(x, 2.0**23), x)
+        shift = tirx.Select(tiny, _like(x, 127.0 + 23.0), _like(x, 127.0))
+        finite = _let("bits", _as_int(normal), lambda bits: _log_of_bits(bits, shift))
+        positive = tirx.Select(x > _like(x, _LARGEST), x, finite)
+        other = tirx.Select(x.equal(_like(x, 0.0)), _like(x, -math.inf), _like(x, math.nan))
+        return tirx.Select(x > _like(x, 0.0), positive, other)
+
+    return _let("x", x, of)
+
+
+def _log_of_bits(bits: Expr, shift: Expr) -> Expr:
+    """Logarithm of a normal number, given its bits and the bias of its exponent."""
+    exponent = tirx.Cast(
+        _with_lanes("float32", bits), tirx.shift_right(bits, _like_int(bits, 23))
+    )
+    fraction = tirx.bitwise_and(bits, _like_int(bits, 0x7FFFFF))
+    mantissa = _as_float(tirx.bitwise_or(fraction, _like_int(bits, 0x3F800000)))
+
+    def of(mantissa: Expr, exponent: Expr) -> Expr:
+        upper = mantissa > _like(mantissa, math.sqrt(2.0))
+        rest = tirx.Select(upper, mantissa * _like(mantissa, 0.5), mantissa)
+        more = tirx.Select(upper, _like(mantissa, 1.0), _like(mantissa, 0.0))
+        power = exponent - shift + more
+        return _let(
+            "r",
+            rest - _like(rest, 1.0),
+            lambda r: _let("power", power, lambda power: polynomial(r, power)),
+        )
+
+    def polynomial(r: Expr, power: Expr) -> Expr:
+        cubic = _horner(_LOG, r) * r * r * r
+        low = cubic + power * _like(r, _LN2_LOW) - _like(r, 0.5) * r * r
+        return r + low + power * _like(r, _LN2_HIGH)
+
+    return _let(
+        "mantissa", mantissa, lambda m: _let("exponent", exponent, lambda e: of(m, e))
+    )
+
+
 def sigmoid(x: Expr) -> Expr:
     """Return 1 / (1 + exp(-x))."""
     one = _like(x, 1.0)
@@ -91,7 +149,10 @@ def tanh(x: Expr) -> Expr:
 
 
 def erf(x: Expr) -> Expr:
-    """Return erf(x): a polynomial up to 0.93, above it 1 - exp of a polynomial."""
+    """Return erf(x): a polynomial up to 0.93, above it 1 - exp of a polynomial.
+
+    The exp is left as a call, for `expand_elementary`.
+    """
 
     def of(x: Expr) -> Expr:
         small = _let("z", x * x, lambda z: _horner(_ERF_SMALL, z) * x + x)
@@ -106,22 +167,23 @@ def erf(x: Expr) -> Expr:
 def _erf_of_large(t: Expr) -> Expr:
     # At 10 erf is 1 to the last bit; beyond it the polynomial would leave its range.
     bounded = tirx.Min(_like(t, 10.0), t)
-    return _like(t, 1.0) - _let("b", bounded, lambda b: exp(_horner(_ERF_LARGE, b) * b - b))
+    return _like(t, 1.0) - _let("b", bounded, lambda b: tirx.exp(_horner(_ERF_LARGE, b) * b - b))
 
 
-_REPLACEMENTS: dict[str, Callable[[Expr], Expr]] = {
-    "tirx.erf": erf,
-    "tirx.exp": exp,
-    "tirx.sigmoid": sigmoid,
-    "tirx.tanh": tanh,
-}
+def expand_erf(function: Any) -> Any:
+    """Replace the calls of erf in a TIR function by arithmetic and exp."""
+    return _replaced(function, {"tirx.erf": erf})
 
 
 def expand_elementary(function: Any) -> Any:
-    """Replace the calls of these functions in a TIR function, vectorised or not."""
+    """Replace the calls of the others in a TIR function by arithmetic."""
+    expansions = {"tirx.exp": exp, "tirx.log": log, "tirx.sigmoid": sigmoid, "tirx.tanh": tanh}
+    return _replaced(function, expansions)
 
+
+def _replaced(function: Any, expansions: Mapping[str, Callable[[Expr], Expr]]) -> Any:
     def replace(call: Any) -> Any:
-        expansion = _REPLACEMENTS.get(getattr(call.op, "name", ""))
+        expansion = expansions.get(getattr(call.op, "name", ""))
         if expansion is None or not str(call.ty.dtype).startswith("float32"):
             return call
         return expansion(call.args[0])

@@ -119,7 +119,7 @@ def board_cases(isa_name: str) -> list[Case]:
         stage_case(StageShape(2, 5, 7, 3, 1, 2, 8, 12, 4), isa, (isa.storage, isa.staged), low)
     )
     ties = (np.arange(-600, 601) / 2).astype(np.float32)
-    ends = np.array([np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0], np.float32)
+    ends = np.array([np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, np.nan], np.float32)
     values = np.concatenate([ties, np.nextafter(ties, np.float32(1e9)), ends])
     cases += [quantise_case(values, isa, scale, whole) for scale in (1.0, 0.1, 2.0**-100)]
     for scale in (0.37, 2.0**-100):

@@ -49,6 +49,7 @@ def quantise_case(x: Array, isa: Isa, scale: float, epilogue: Requantise) -> Cas
     low, high = LOWEST[epilogue.dtype], LOWEST[epilogue.dtype] + 255
     with np.errstate(over="ignore"):
         quotients = [float(np.float32(value) / np.float32(scale)) for value in x]
+    quotients = [1e4 if math.isnan(q) else q for q in quotients]  # NaN becomes the highest value
     steps = [round(min(max(q, -1e4), 1e4)) + epilogue.zero_point for q in quotients]
     wanted = np.array([min(max(step, low), high) for step in steps], epilogue.dtype)
     return Case(
@@ -125,7 +126,7 @@ def test_quantise_rounds_half_to_even_and_saturates(isa_name: str) -> None:
     isa = load_isa(isa_name)
     ties = (np.arange(-600, 601) / 2).astype(np.float32)
     above, below = np.nextafter(ties, np.float32(1e9)), np.nextafter(ties, np.float32(-1e9))
-    ends = np.array([np.inf, -np.inf, 3e38, -3e38, 1e-45, -1e-45, 0.0, -0.0], np.float32)
+    ends = np.array([np.inf, -np.inf, 3e38, -3e38, 1e-45, 0.0, -0.0, np.nan], np.float32)
     x = np.concatenate([ties, above, below, ends])
     cases = [
         quantise_case(x * np.float32(scale), isa, scale, requantise_to(isa, point))

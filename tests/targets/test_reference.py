@@ -120,6 +120,14 @@ def test_ties_round_half_to_even() -> None:
     assert (answer / 2).tolist() == [0, 2, 2, 0, -2, -2, 1, 2]
 
 
+def test_what_is_no_number_becomes_the_highest() -> None:
+    graph = Qdq((4,))
+    model = graph.model(graph.pair("x", (0.5, 100)))
+    values = np.array([np.nan, np.inf, -np.inf, 1e38], np.float32)
+    (answer,) = Reference(model).run({"x": values}).values()
+    assert answer.tolist() == [77.5, 77.5, -50, 77.5]
+
+
 def test_what_is_exact() -> None:
     graph = Qdq()
     x = graph.pair("x", (0.05, 128))
