@@ -21,8 +21,7 @@ def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
 def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
     if not str(accumulator.ty).endswith("x16"):
         return accumulator + x * w
-    # The upper half of every x lane is zero or its sign, and w is sign-extended, so that only the
-    # lower 16-bit product counts once x is masked to 16 bits by being unsigned.
+    # x is zero-extended from 8 bits: the upper 16-bit product of every lane is zero.
     return tirx.call_llvm_pure_intrin(
         "int32x16",
         "llvm.x86.avx512.vpdpwssd.512",

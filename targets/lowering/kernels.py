@@ -20,6 +20,7 @@ from edgepress.targets.schedules.elementwise import Operand
 from edgepress.targets.schedules.epilogue import Clip, Epilogue, Requantise
 from edgepress.targets.schedules.stage import StageShape, stage
 from edgepress.targets.schedules.transpose import transpose
+from edgepress.targets.schedules.window import WindowShape
 
 Array = npt.NDArray[Any]
 
@@ -112,7 +113,7 @@ def _conv(assembly: Assembly, node: ir.Node) -> None:
     if groups == in_channels == out_channels and groups > 1:
         dtype = isa.storage if quantized else "float32"
         x, height, width = _staged(assembly, node, in_channels, 1, dtype, zero_point)
-        dw_shape = depthwise.DepthwiseShape(
+        dw_shape = WindowShape(
             batch,
             height,
             width,
@@ -216,10 +217,10 @@ def _gemm(assembly: Assembly, node: ir.Node) -> None:
     _call_window(assembly, node, name, source, label, packed)
 
 
-def _pool_shape(node: ir.Node, height: int, width: int) -> pool.PoolShape:
+def _pool_shape(node: ir.Node, height: int, width: int) -> WindowShape:
     batch, out_height, out_width, channels = shape_of(node.outputs[0])
     window = [_pair(node, name) for name in ("kernel", "strides", "dilations")]
-    return pool.PoolShape(batch, height, width, channels, out_height, out_width, *window)
+    return WindowShape(batch, height, width, channels, out_height, out_width, *window)
 
 
 def _max_pool(assembly: Assembly, node: ir.Node) -> None:

@@ -7,7 +7,6 @@ widened when the model is compiled and packed `[channel blocks][taps of the wind
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,31 +15,11 @@ import numpy.typing as npt
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, cast, chunks, load
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
+from edgepress.targets.schedules.window import WindowShape
 
 Array = npt.NDArray[Any]
 _PARALLEL_MACS = 500_000  # below this, waking a second thread costs more than it saves
 _MOST_COLUMNS = 7
-
-
-@dataclass(frozen=True)
-class DepthwiseShape:
-    """Geometry; the input is already padded. `kernel`, `strides`, `dilations`: (height, width)."""
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-
-    @property
-    def macs(self) -> int:
-        """Multiply-accumulates."""
-        pixels = self.batch * self.out_height * self.out_width
-        return pixels * self.channels * self.kernel[0] * self.kernel[1]
 
 
 def pack_weights(weights: Array, isa: Isa) -> Array:
@@ -56,7 +35,7 @@ def pack_weights(weights: Array, isa: Isa) -> Array:
     return np.concatenate(parts)
 
 
-def depthwise(name: str, shape: DepthwiseShape, isa: Isa, epilogue: Epilogue) -> Any:
+def depthwise(name: str, shape: WindowShape, isa: Isa, epilogue: Epilogue) -> Any:
     """Generate the kernel.
 
     Arguments of the kernel: x (padded), weights (packed), bias `[channels]`, for integers the
@@ -64,14 +43,14 @@ def depthwise(name: str, shape: DepthwiseShape, isa: Isa, epilogue: Epilogue) ->
     """
     quantized = isinstance(epilogue, Requantise)
     kernel = Kernel(name)
-    taps = shape.kernel[0] * shape.kernel[1]
+    taps = shape.taps
     accumulator = "int32" if quantized else "float32"
     size = shape.batch * shape.height * shape.width * shape.channels
     x = kernel.argument("x", isa.storage if quantized else "float32", size)
     weights = kernel.argument("weights", "int16" if quantized else "float32", shape.channels * taps)
     bias = kernel.argument("bias", accumulator, shape.channels)
     multiplier = kernel.argument("multiplier", "float32", shape.channels) if quantized else None
-    lines = shape.batch * shape.out_height
+    lines = shape.lines
     y = kernel.argument("y", epilogue.dtype, lines * shape.out_width * shape.channels)
 
     def tile(
@@ -96,7 +75,7 @@ def depthwise(name: str, shape: DepthwiseShape, isa: Isa, epilogue: Epilogue) ->
     count = -(-shape.out_width // _MOST_COLUMNS)
     columns = -(-shape.out_width // count)
     full, rest = divmod(shape.out_width, columns)
-    with kernel.loop("line", lines, parallel=shape.macs >= _PARALLEL_MACS) as line:
+    with kernel.loop("line", lines, parallel=shape.reads >= _PARALLEL_MACS) as line:
         for first, lanes, blocks in chunks(shape.channels, isa.lanes):
             with kernel.loop("block", blocks) as block:
                 channel = kernel.let("channel", block * lanes + first)
@@ -108,7 +87,7 @@ def depthwise(name: str, shape: DepthwiseShape, isa: Isa, epilogue: Epilogue) ->
     return kernel.finish()
 
 
-def _input_line(line: Expr, shape: DepthwiseShape) -> Expr:
+def _input_line(line: Expr, shape: WindowShape) -> Expr:
     if shape.batch == 1:
         return line * shape.strides[0]
     image, row = line // shape.out_height, line % shape.out_height
@@ -117,7 +96,7 @@ def _input_line(line: Expr, shape: DepthwiseShape) -> Expr:
 
 def _accumulate_row(
     kernel: Kernel,
-    shape: DepthwiseShape,
+    shape: WindowShape,
     isa: Isa,
     held: list[Buffer],
     x: Buffer,

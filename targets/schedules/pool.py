@@ -7,63 +7,27 @@ pixel, which carries the count of real pixels under that window and, for integer
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tvm import tirx
 
 from edgepress.targets.isa.base import Isa
-from edgepress.targets.schedules.emit import Expr, Kernel, cast, chunks, load, repeat, splat
+from edgepress.targets.schedules.emit import Kernel, cast, chunks, load, repeat, splat
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
+from edgepress.targets.schedules.window import WindowShape
 
-_PARALLEL_READS = 1_000_000  # below this, waking a second thread costs more than it saves
-
-
-@dataclass(frozen=True)
-class PoolShape:
-    """Geometry; the input is already padded. `kernel`, `strides`, `dilations`: (height, width)."""
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    kernel: tuple[int, int]
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-
-    @property
-    def lines(self) -> int:
-        """Output rows over the whole batch."""
-        return self.batch * self.out_height
-
-    @property
-    def parallel(self) -> bool:
-        """Whether a second thread is worth waking."""
-        window = self.kernel[0] * self.kernel[1]
-        return self.lines * self.out_width * self.channels * window >= _PARALLEL_READS
-
-    def corner(self, line: Expr, column: Expr) -> Expr:
-        """Index of the first channel under the window's first tap."""
-        image, row = line // self.out_height, line % self.out_height
-        top = image * self.height + row * self.strides[0]
-        return (top * self.width + column * self.strides[1]) * self.channels
-
-    def tap(self, row: Expr, column: Expr) -> Expr:
-        """Distance of a tap from the corner."""
-        return (row * (self.dilations[0] * self.width) + column * self.dilations[1]) * self.channels
+PARALLEL_READS = 1_000_000  # below this, waking a second thread costs more than it saves
 
 
-def max_pool(name: str, shape: PoolShape, isa: Isa, dtype: str) -> Any:
+def max_pool(name: str, shape: WindowShape, isa: Isa, dtype: str) -> Any:
     """Generate the kernel: arguments x (padded) and y, both of `dtype`."""
     kernel = Kernel(name)
     x = kernel.argument("x", dtype, shape.batch * shape.height * shape.width * shape.channels)
     y = kernel.argument("y", dtype, shape.lines * shape.out_width * shape.channels)
     widest = isa.vector_bytes // np.dtype(dtype).itemsize
     with (
-        kernel.loop("line", shape.lines, shape.parallel) as line,
+        kernel.loop("line", shape.lines, shape.reads >= PARALLEL_READS) as line,
         kernel.loop("column", shape.out_width) as column,
     ):
         corner = kernel.let("corner", shape.corner(line, column))
@@ -84,7 +48,7 @@ def max_pool(name: str, shape: PoolShape, isa: Isa, dtype: str) -> Any:
 
 
 def average_pool(
-    name: str, shape: PoolShape, isa: Isa, dtype: str, zero_point: int, epilogue: Epilogue
+    name: str, shape: WindowShape, isa: Isa, dtype: str, zero_point: int, epilogue: Epilogue
 ) -> Any:
     """Generate the kernel.
 
@@ -97,9 +61,9 @@ def average_pool(
     x = kernel.argument("x", dtype, shape.batch * shape.height * shape.width * shape.channels)
     factors = kernel.argument("factors", "float32", shape.out_height * shape.out_width)
     y = kernel.argument("y", epilogue.dtype, shape.lines * shape.out_width * shape.channels)
-    start = -zero_point * shape.kernel[0] * shape.kernel[1]
+    start = -zero_point * shape.taps
     with (
-        kernel.loop("line", shape.lines, shape.parallel) as line,
+        kernel.loop("line", shape.lines, shape.reads >= PARALLEL_READS) as line,
         kernel.loop("column", shape.out_width) as column,
     ):
         corner = kernel.let("corner", shape.corner(line, column))

@@ -19,6 +19,7 @@ from edgepress.targets.program import Array, Call, Program, Tensor
 from edgepress.targets.schedules import conv, depthwise
 from edgepress.targets.schedules.epilogue import Clip, Epilogue, Requantise
 from edgepress.targets.schedules.stage import StageShape, stage
+from edgepress.targets.schedules.window import WindowShape
 from tests.targets.interpret import run_program
 
 FLOAT_TOLERANCE = 1e-5  # of the largest value of an output
@@ -245,7 +246,7 @@ def depthwise_case(window: Window, isa: Isa, epilogue: Epilogue, *, seed: int = 
     random = np.random.default_rng(seed)
     quantized = isinstance(epilogue, Requantise)
     height, width = window.size
-    shape = depthwise.DepthwiseShape(
+    shape = WindowShape(
         window.batch, height, width, window.channels, *window.out,
         window.kernel, window.strides, window.dilations,
     )  # fmt: skip

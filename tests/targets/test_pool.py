@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from edgepress.targets.isa.base import Isa, load_isa
 from edgepress.targets.schedules import pool
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise
-from edgepress.targets.schedules.pool import PoolShape
+from edgepress.targets.schedules.window import WindowShape
 from tests.targets.kernels import (
     FLOATS,
     LOWEST,
@@ -77,9 +77,9 @@ def average_pool_case(
     )
 
 
-def _pool_shape(window: Window) -> PoolShape:
+def _pool_shape(window: Window) -> WindowShape:
     height, width = window.size
-    return PoolShape(
+    return WindowShape(
         window.batch, height, width, window.channels, *window.out,
         window.kernel, window.strides, window.dilations,
     )  # fmt: skip
@@ -125,7 +125,7 @@ def test_drawn_shapes(isa_name: str, drawn: list[Window]) -> None:
 @pytest.mark.parametrize("isa_name", native_isas()[:1])
 def test_threads_share_the_work(isa_name: str) -> None:
     window = Window(batch=2, out=(15, 16), channels=256, kernel=(3, 3))
-    assert PoolShape(2, 17, 18, 256, 15, 16, (3, 3)).parallel
+    assert WindowShape(2, 17, 18, 256, 15, 16, (3, 3)).reads >= pool.PARALLEL_READS
     check(cases(window, isa_name, 1), isa_name)
 
 
