@@ -180,6 +180,18 @@ def verify(folder: Path, as_json: bool, **options: Any) -> int:
     return commands.verify(folder, as_json=as_json, **options)
 
 
+@cli.command(epilog=example("edgepress deploy bundle -d local --to /opt/models/digits"))
+@FOLDER
+@DEVICE_OPTION
+@click.option("--to", type=PATH, help="Folder on the device. Default: ~/edgepress/NAME.")
+@common
+def deploy(folder: Path, as_json: bool, **options: Any) -> int:
+    """Install the bundle DIR on a device: copied, checked, tried, then renamed in."""
+    from edgepress.pipeline import commands
+
+    return commands.deploy(folder, as_json=as_json, **options)
+
+
 @cli.command(epilog=example("edgepress infer bundle --data test.npz -o answers.npz"))
 @FOLDER
 @click.option("--data", type=PATH, required=True, help="Samples: an .npz with the model's inputs.")

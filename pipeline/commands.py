@@ -155,6 +155,23 @@ def verify(
     return 0 if evidence.passed else GATE
 
 
+def deploy(folder: Path, *, device: str | None, to: Path | None, as_json: bool) -> int:
+    """Install a bundle on a device; `edgepress deploy`."""
+    from edgepress.pipeline import deploy as deployment
+    from edgepress.pipeline import report
+    from edgepress.pipeline.bundle import read_bundle
+
+    done = deployment.deploy(read_bundle(folder), device, destination=to, progress=Progress())
+    if as_json:
+        _print_json(dataclasses.asdict(done) | {"folder": str(done.folder)})
+    else:
+        report.console().print(
+            f"{done.folder} on {done.device}: {done.size_bytes / 1e3:.0f} kB, "
+            f"{done.golden_samples} golden samples right there"
+        )
+    return 0
+
+
 def infer(
     folder: Path,
     *,
