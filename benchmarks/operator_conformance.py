@@ -1,6 +1,6 @@
 """Runs the onnx package's node tests through edgepress and writes docs/operators.md.
 
-    python -m benchmarks.operator_conformance [--target NAME] [--variant NAME] [--only TEXT] [--write]
+    python -m benchmarks.operator_conformance [--variant NAME] [--only TEXT] [--write]
 
 Each case is lowered, compiled and run on this machine in a worker process, so that a crash of TVM
 costs one case. Exit code 1 where a case is wrong or crashed or fewer than 84 % are right.
@@ -20,6 +20,7 @@ from pathlib import Path
 RIGHT_AT_LEAST = 0.84
 CASE_TIMEOUT_S = 120
 START_TIMEOUT_S = 180
+COMMAND = [sys.executable, "-m", "benchmarks.operator_conformance"]
 
 
 def main() -> int:
@@ -35,7 +36,8 @@ def main() -> int:
         return worker(options.target, options.variant)
     from tests.targets.conformance import node_tests
 
-    cases = {name: case for name, case in node_tests(options.variant).items() if options.only in name}
+    tests = node_tests(options.variant)
+    cases = {name: case for name, case in tests.items() if options.only in name}
     results = run_all(list(cases), options.target, options.variant)
     count = Counter(status for status, _ in results.values())
     for name, (status, why) in results.items():
@@ -58,8 +60,7 @@ def run_all(names: list[str], target: str, variant: str) -> dict[str, tuple[str,
     pending = list(names)
     while pending:
         process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.operator_conformance", "--worker"]
-            + ["--target", target, "--variant", variant],
+            [*COMMAND, "--worker", "--target", target, "--variant", variant],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -6,11 +6,14 @@ operator as a function of simpler ones does. Both may need static shapes, and co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import onnx
 import onnx.defs
+import onnx_ir as ir
 
+from edgepress.targets.base import UnsupportedModel
 from edgepress.targets.lowering import (
     decompose_arrays,
     decompose_math,
@@ -18,8 +21,9 @@ from edgepress.targets.lowering import (
     decompose_recurrent,
     decompose_resize,
     decompose_signal,
+    operators,
 )
-from edgepress.targets.lowering.rewriting import Rewriting, empty_inputs
+from edgepress.targets.lowering.rewriting import Rewriting, empty_inputs, inferred_types
 
 Rule = Callable[[Rewriting, onnx.NodeProto], bool]  # False: leave the node as it is
 
@@ -49,22 +53,57 @@ EXPANDED = frozenset(
 _ROUNDS = 8  # functions within functions, and rules that use them
 
 
-def decompose(model: onnx.ModelProto) -> onnx.ModelProto:
+def simplify(model: ir.Model, kept: Collection[str] = ()) -> ir.Model:
+    """Decompose a whole model; the model itself is not changed.
+
+    Args:
+        model: canonical, of static shapes.
+        kept: operators to leave as they are, because somebody else takes them.
+
+    Returns:
+        A model in which every value has a type, and a shape where the data does not decide it.
+
+    Raises:
+        UnsupportedModel: lists all nodes that `operators` refuses.
+    """
+    proto = ir.to_proto(model)
+    if reasons := operators.unsupported(proto):
+        raise UnsupportedModel(reasons)
+    simple = decompose(proto, kept)
+    if simple is proto:
+        return model
+    types = inferred_types(simple)
+    for value in simple.graph.output:
+        value.type.tensor_type.CopyFrom(types[value.name])
+    written = {name for node in simple.graph.node for name in node.output if name}
+    written -= {value.name for value in simple.graph.output}
+    for name in sorted(written & types.keys()):
+        value = simple.graph.value_info.add(name=name)
+        value.type.tensor_type.CopyFrom(types[name])
+    return ir.from_proto(simple)
+
+
+def decompose(model: onnx.ModelProto, kept: Collection[str] = ()) -> onnx.ModelProto:
     """Replace nodes until TVM imports each that is left; the model itself is not changed.
 
     Args:
-        model: nodes of the default domain; every value has a static shape.
+        model: nodes of the default domain, opset 13 or later; every value has a static shape.
+        kept: operators to leave as they are.
+
+    Returns:
+        The same object where there is nothing to replace.
 
     Raises:
         ValueError: functions nest deeper than any of onnx's does.
     """
-    concerned = any(node.op_type in RULES or node.op_type in EXPANDED for node in model.graph.node)
+    replaced = (RULES.keys() | EXPANDED) - set(kept)
+    concerned = any(node.op_type in replaced for node in model.graph.node)
     if not concerned and not empty_inputs(model.graph):
         return model
     for _ in range(_ROUNDS):
-        rewriting = Rewriting(model)
+        rewriting = Rewriting(model, kept)
         for node in rewriting.source.node:
-            if not _replace(rewriting, node):
+            if node.op_type not in replaced or not _replace(rewriting, node):
                 rewriting.add_node(node)
         before, model = model, rewriting.finish()
         if before.graph.node == model.graph.node:
@@ -76,8 +115,6 @@ def _replace(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
     rule = RULES.get(node.op_type)
     if rule is not None:
         return rewriting.attempt(rule, node)
-    if node.op_type not in EXPANDED:
-        return False
     body = function_of(rewriting, node)
     if body is None:
         return False
@@ -87,10 +124,10 @@ def _replace(rewriting: Rewriting, node: onnx.NodeProto) -> bool:
 
 def function_of(rewriting: Rewriting, node: onnx.NodeProto) -> onnx.FunctionProto | None:
     """Return onnx's definition of an operator by simpler ones; None where it has none."""
-    schema = onnx.defs.get_schema(node.op_type, rewriting.opset, node.domain)
+    schema: Any = onnx.defs.get_schema(node.op_type, rewriting.opset, node.domain)
     versions = [v for v in schema.function_opset_versions if v <= rewriting.opset]
     if versions:
-        return onnx.FunctionProto.FromString(schema.get_function_with_opset_version(max(versions)))
+        return _function(schema.get_function_with_opset_version(max(versions)))
     versions = [v for v in schema.context_dependent_function_opset_versions if v <= rewriting.opset]
     if not versions:
         return None
@@ -98,7 +135,13 @@ def function_of(rewriting: Rewriting, node: onnx.NodeProto) -> onnx.FunctionProt
     text = schema.get_context_dependent_function_with_opset_version(
         max(versions), node.SerializeToString(), types
     )
-    return onnx.FunctionProto.FromString(text)
+    return _function(text)
+
+
+def _function(serialized: bytes) -> onnx.FunctionProto:
+    body = onnx.FunctionProto()
+    body.ParseFromString(serialized)
+    return body
 
 
 def _inline(rewriting: Rewriting, node: onnx.NodeProto, body: onnx.FunctionProto) -> None:

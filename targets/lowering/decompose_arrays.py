@@ -23,7 +23,8 @@ def _space_to_depth(graph: Rewriting, node: onnx.NodeProto) -> bool:
     block = attributes_of(node)["blocksize"]
     n, c, h, w = graph.shape(node.input[0])
     blocks = graph.reshape(node.input[0], [n, c, h // block, block, w // block, block])
-    order = [0, 3, 5, 1, 2, 4] if attributes_of(node).get("mode", "DCR") == "DCR" else [0, 1, 3, 5, 2, 4]
+    depth_first = attributes_of(node).get("mode", "DCR") == "DCR"
+    order = [0, 3, 5, 1, 2, 4] if depth_first else [0, 1, 3, 5, 2, 4]
     moved = graph.emit("Transpose", blocks, perm=order)
     graph.reshape(moved, [n, c * block**2, h // block, w // block], node.output[0])
     return True
@@ -54,9 +55,7 @@ def _one_hot(graph: Rewriting, node: onnx.NodeProto) -> bool:
     axis = attributes_of(node).get("axis", -1) % (len(shape) + 1)
     count = int(size.item())
     positions = np.arange(count).reshape([-1] + [1] * (len(shape) - axis))
-    column = graph.reshape(
-        graph.cast(indices, np.int64), [*shape[:axis], 1, *shape[axis:]]
-    )
+    column = graph.reshape(graph.cast(indices, np.int64), [*shape[:axis], 1, *shape[axis:]])
     negative = graph.emit("Less", column, graph.add_constant(0, np.int64))
     wrapped = graph.emit("Add", column, graph.add_constant(count, np.int64))
     place = graph.emit("Where", negative, wrapped, column)
@@ -222,8 +221,8 @@ def _bounded(node: onnx.NodeProto, bounds: tuple[int, ...], graph: Rewriting, pl
     if graph.constant(indices) is not None or node.name.startswith(_BOUNDED):
         return False
     dtype = graph.dtype(indices)
-    count = graph.add_constant(bounds if len(bounds) > 1 else bounds[0], dtype)
-    last = graph.add_constant(np.array(bounds if len(bounds) > 1 else bounds[0]) - 1, dtype)
+    sizes = np.squeeze(np.array(bounds))
+    count, last = graph.add_constant(sizes, dtype), graph.add_constant(sizes - 1, dtype)
     zero = graph.add_constant(0, dtype)
     from_end = graph.emit("Add", indices, count)
     wrapped = graph.emit("Where", graph.emit("Less", indices, zero), from_end, indices)

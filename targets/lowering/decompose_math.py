@@ -126,7 +126,7 @@ def _exponentials(graph: Rewriting, node: onnx.NodeProto, op_type: str) -> str:
 
 
 def _lp_normalization(graph: Rewriting, node: onnx.NodeProto) -> bool:
-    """x divided by its norm, 0 where that is 0."""
+    """X divided by its norm, 0 where that is 0."""
     attributes = attributes_of(node)
     axis, power = attributes.get("axis", -1), attributes.get("p", 2)
     x = node.input[0]

@@ -95,7 +95,7 @@ def _qlinear_matmul(graph: Rewriting, node: onnx.NodeProto) -> bool:
 
 
 def exact_in_float32(weights: tuple[int, ...]) -> bool:
-    """Whether float32 holds every sum of the products of a convolution, given its weights' shape."""
+    """Whether float32 holds every sum of products of a convolution with weights of this shape."""
     return math.prod(weights[1:]) * 255 * 255 < _EXACT_IN_FLOAT32
 
 

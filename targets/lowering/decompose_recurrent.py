@@ -111,9 +111,7 @@ def _recurrent(
                 recurrent=graph.emit("Transpose", pick(r), perm=[1, 0]),
                 input_bias=biases[0],
                 recurrent_bias=biases[1],
-                peepholes=[
-                    cut(pick(peepholes), i * hidden, (i + 1) * hidden) for i in range(3)
-                ]
+                peepholes=[cut(pick(peepholes), i * hidden, (i + 1) * hidden) for i in range(3)]
                 if peepholes
                 else [],
                 activations=chosen[number * per : (number + 1) * per],
@@ -182,9 +180,7 @@ def _gru_step(d: _Direction, x: str, state: list[str]) -> list[str]:
     emit, (h, *_) = d.graph.emit, state
     products = d.add(emit("MatMul", h, d.recurrent), d.recurrent_bias)
     inputs = d.add(x, d.input_bias)
-    z, r = (
-        emit(d.activations[0], d.add(d.part(inputs, i), d.part(products, i))) for i in (0, 1)
-    )
+    z, r = (emit(d.activations[0], d.add(d.part(inputs, i), d.part(products, i))) for i in (0, 1))
     if d.linear_before_reset:
         reset = emit("Mul", r, d.part(products, 2))
     else:

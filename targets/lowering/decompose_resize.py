@@ -183,9 +183,7 @@ def _weighted_sum(
         return graph.emit("Gather", x, graph.add_constant(chosen, np.int64), axis=axis)
     total = ""
     for tap in range(places.shape[1]):
-        picked = graph.emit(
-            "Gather", x, graph.add_constant(places[:, tap], np.int64), axis=axis
-        )
+        picked = graph.emit("Gather", x, graph.add_constant(places[:, tap], np.int64), axis=axis)
         factor = graph.add_constant(weights[:, tap].reshape(wide), dtype)
         term = graph.emit("Mul", picked, factor)
         total = graph.emit("Add", total, term) if total else term

@@ -21,17 +21,19 @@ def _transform(bins_in: int, parts: int, length: int, inverse: bool, onesided: b
         used = min(bins_in, length // 2 + 1)
         n = np.arange(used)
         weight = np.where((n == 0) | (2 * n == length), 1.0, 2.0) / length
-        waves = np.exp(2j * np.pi * np.outer(n, k) / length) * weight[:, None]
+        angles = 2 * np.pi * np.outer(n, k) / length
         matrix = np.zeros((2, bins_in, length, 1))
-        matrix[0, :used, :, 0], matrix[1, :used, :, 0] = waves.real, -waves.imag
+        matrix[0, :used, :, 0] = np.cos(angles) * weight[:, None]
+        matrix[1, :used, :, 0] = -np.sin(angles) * weight[:, None]
         return matrix[:parts].reshape(parts * bins_in, length)
     k = np.arange(length // 2 + 1 if onesided else length)
-    waves = np.exp((2j if inverse else -2j) * np.pi * np.outer(n, k) / length)
-    if inverse:
-        waves /= length
+    angles = (2 if inverse else -2) * np.pi * np.outer(n, k) / length
+    cosines, sines = np.cos(angles), np.sin(angles)
     matrix = np.zeros((2, bins_in, k.size, 2))
-    matrix[0, :used, :, 0], matrix[0, :used, :, 1] = waves.real, waves.imag
-    matrix[1, :used, :, 0], matrix[1, :used, :, 1] = -waves.imag, waves.real
+    matrix[0, :used, :, 0], matrix[0, :used, :, 1] = cosines, sines
+    matrix[1, :used, :, 0], matrix[1, :used, :, 1] = -sines, cosines
+    if inverse:
+        matrix /= length
     return matrix[:parts].reshape(parts * bins_in, k.size * 2)
 
 

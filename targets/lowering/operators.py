@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import numpy as np
 import onnx
 import onnx.numpy_helper
 
@@ -66,25 +65,26 @@ REFUSED: dict[str, str] = {
     ),
 }
 
-SUPPORTED = frozenset(
-    "Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool "
-    "BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Cast "
-    "CastLike CausalConvWithState Ceil Celu CenterCropPad Clip Col2Im Compress Concat Constant "
-    "ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum DFT DepthToSpace "
-    "DequantizeLinear Det Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand "
-    "EyeLike Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool "
-    "GlobalLpPool GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization "
-    "HammingWindow HannWindow HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf "
-    "IsNaN LRN LSTM LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization "
-    "LpPool MatMul MatMulInteger Max MaxPool MaxRoiPool Mean MeanVarianceNormalization Min Mish "
-    "Mod Mul Neg NegativeLogLikelihoodLoss Not OneHot Or PRelu Pad Pow QLinearConv QLinearMatMul "
-    "QuantizeLinear RMSNormalization RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum "
-    "ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu "
-    "Reshape Resize ReverseSequence RoiAlign RotaryEmbedding Round STFT Scatter ScatterElements "
-    "ScatterND Selu Shape Shrink Sigmoid Sign Sin Sinh Size Slice Softmax "
-    "SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum SwiGLU "
-    "Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze Upsample Where Xor".split()
-)
+_SUPPORTED = """
+Abs Acos Acosh Add AffineGrid And ArgMax ArgMin Asin Asinh Atan Atanh Attention AveragePool
+BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr BitwiseXor BlackmanWindow Cast
+CastLike CausalConvWithState Ceil Celu CenterCropPad Clip Col2Im Compress Concat Constant
+ConstantOfShape Conv ConvInteger ConvTranspose Cos Cosh CumSum DFT DepthToSpace
+DequantizeLinear Det Div Dropout DynamicQuantizeLinear Einsum Elu Equal Erf Exp Expand EyeLike
+Flatten Floor GRU Gather GatherElements GatherND Gelu Gemm GlobalAveragePool GlobalLpPool
+GlobalMaxPool Greater GreaterOrEqual GridSample GroupNormalization HammingWindow HannWindow
+HardSigmoid HardSwish Hardmax Identity InstanceNormalization IsInf IsNaN LRN LSTM
+LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax LpNormalization LpPool MatMul
+MatMulInteger Max MaxPool MaxRoiPool Mean MeanVarianceNormalization Min Mish Mod Mul Neg
+NegativeLogLikelihoodLoss Not OneHot Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear
+RMSNormalization RNN Range Reciprocal ReduceL1 ReduceL2 ReduceLogSum ReduceLogSumExp ReduceMax
+ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare Relu Reshape Resize ReverseSequence
+RoiAlign RotaryEmbedding Round STFT Scatter ScatterElements ScatterND Selu Shape Shrink Sigmoid
+Sign Sin Sinh Size Slice Softmax SoftmaxCrossEntropyLoss Softplus Softsign SpaceToDepth Split
+Sqrt Squeeze Sub Sum SwiGLU Swish Tan Tanh ThresholdedRelu Tile TopK Transpose Trilu Unsqueeze
+Upsample Where Xor
+"""
+SUPPORTED = frozenset(_SUPPORTED.split())
 
 
 class Facts:
@@ -111,7 +111,7 @@ class Facts:
             element = self._types[name].elem_type
         else:
             return ""
-        text = onnx.TensorProto.DataType.Name(element).lower()
+        text = str(onnx.TensorProto.DataType.Name(element)).lower()
         return {"float": "float32", "double": "float64"}.get(text, text)
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -271,6 +271,7 @@ def _constant_inputs(places: tuple[int, ...]) -> Callable[[onnx.NodeProto, Facts
     return form
 
 
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "Sum", "SumSquare")
 _FORMS: dict[str, Callable[[onnx.NodeProto, Facts], str | None]] = {
     "AffineGrid": _constant_inputs((1,)),
     "BatchNormalization": _batch_normalization,
@@ -310,8 +311,5 @@ _FORMS: dict[str, Callable[[onnx.NodeProto, Facts], str | None]] = {
     "Trilu": _constant_inputs((1,)),
     "Unsqueeze": _constant_inputs((1,)),
     "Upsample": _constant_inputs((1,)),
-    **{
-        f"Reduce{kind}": _constant_inputs((1,))
-        for kind in "L1 L2 LogSum LogSumExp Max Mean Min Prod Sum SumSquare".split()
-    },
+    **{f"Reduce{kind}": _constant_inputs((1,)) for kind in _REDUCTIONS},
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,32 +23,27 @@ class Rewriting:
 
     Attributes:
         opset: version of the default domain.
-        constants: arrays of the initializers by name.
+        source: the graph as it was, with inferred shapes.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
-        model = onnx.shape_inference.infer_shapes(model, data_prop=True)
-        graph = model.graph
+    def __init__(self, model: onnx.ModelProto, kept: Container[str] = ()) -> None:
         self.opset = opset_of(model)
-        self.constants = {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer}
-        self._types = {
-            value.name: value.type.tensor_type
-            for value in (*graph.input, *graph.value_info, *graph.output)
-        }
-        self.constants |= empty_inputs(graph)
+        self.source = model.graph
+        self._model, self._kept = model, kept
+        self._tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        self._empty = empty_inputs(model.graph)
+        self._arrays = dict(self._empty)
+        self._types = inferred_types(model)
+        self._outputs = {value.name for value in self.source.output}
         self._nodes: list[onnx.NodeProto] = []
-        self._taken = {name for node in graph.node for name in (*node.input, *node.output)}
-        self._model = model
-
-    @property
-    def source(self) -> onnx.GraphProto:
-        """The graph as it was, with inferred shapes."""
-        return self._model.graph
+        self._taken = {n for node in self.source.node for n in (*node.input, *node.output)}
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of a value. Raises UnknownValue."""
-        if name in self.constants:
-            return self.constants[name].shape
+        if name in self._arrays:
+            return self._arrays[name].shape
+        if name in self._tensors:
+            return tuple(self._tensors[name].dims)
         kind = self._types.get(name)
         if kind is None or not kind.HasField("shape"):
             raise UnknownValue(f"the shape of {name} is not known")
@@ -58,8 +53,11 @@ class Rewriting:
 
     def dtype(self, name: str) -> np.dtype[Any]:
         """Element type of a value. Raises UnknownValue."""
-        if name in self.constants:
-            return self.constants[name].dtype
+        if name in self._arrays:
+            return self._arrays[name].dtype
+        if name in self._tensors:
+            element = self._tensors[name].data_type
+            return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element))
         if name not in self._types:
             raise UnknownValue(f"the type of {name} is not known")
         return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(self._types[name].elem_type))
@@ -73,18 +71,19 @@ class Rewriting:
 
     def type_of(self, name: str) -> onnx.TypeProto:
         """ONNX type of a value; empty for a missing input."""
-        if name in self.constants:
-            array = self.constants[name]
-            element = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
-            return onnx.helper.make_tensor_type_proto(element, array.shape)
         kind = onnx.TypeProto()
+        if name in self._arrays or name in self._tensors:
+            element = onnx.helper.np_dtype_to_tensor_dtype(self.dtype(name))
+            return onnx.helper.make_tensor_type_proto(element, self.shape(name))
         if name in self._types:
             kind.tensor_type.CopyFrom(self._types[name])
         return kind
 
     def constant(self, name: str) -> Array | None:
         """Array of a value that is known, else None."""
-        return self.constants.get(name)
+        if name not in self._arrays and name in self._tensors:
+            self._arrays[name] = onnx.numpy_helper.to_array(self._tensors[name])
+        return self._arrays.get(name)
 
     def fresh(self, name: str) -> str:
         """Return an unused name."""
@@ -98,7 +97,7 @@ class Rewriting:
     def add_constant(self, array: Any, dtype: Any = None) -> str:
         """Add an initializer; return its name."""
         name = self.fresh("constant")
-        self.constants[name] = np.asarray(array, dtype)
+        self._arrays[name] = np.asarray(array, dtype)
         return name
 
     def add_node(self, node: onnx.NodeProto) -> None:
@@ -151,32 +150,87 @@ class Rewriting:
     def finish(self) -> onnx.ModelProto:
         """Return the model of the added nodes, with what became constant computed."""
         nodes = [node for node in self._nodes if not self._fold(node)]
-        used = {name for node in nodes for name in _read_by(node)}
-        used |= {value.name for value in self.source.output}
-        inputs = {value.name for value in self.source.input}
-        model = onnx.ModelProto()
-        model.CopyFrom(self._model)
-        del model.graph.node[:], model.graph.initializer[:], model.graph.value_info[:]
+        for node in nodes:
+            node.input[:] = [self._own_name(name) for name in node.input]
+        for value in self.source.output:
+            if value.name in self._arrays and value.name not in self._tensors:
+                known = self.add_constant(self._arrays[value.name])
+                nodes.append(onnx.helper.make_node("Identity", [known], [value.name]))
+        read = {name for node in nodes for name in _read_by(node)}
+        read -= {value.name for value in self.source.input}
+        model = _without_graph(self._model)
+        model.graph.name = self.source.name
+        model.graph.input.extend(self.source.input)
+        model.graph.output.extend(self.source.output)
         model.graph.node.extend(nodes)
-        model.graph.initializer.extend(
-            onnx.numpy_helper.from_array(np.asarray(array), name)
-            for name, array in self.constants.items()
-            if name in used and name not in inputs
-        )
+        for name in (n for n in (*self._tensors, *self._arrays) if n in read):
+            read.remove(name)
+            tensor = self._tensors.get(name)
+            if tensor is None:
+                tensor = onnx.numpy_helper.from_array(self._arrays[name], name)
+            model.graph.initializer.append(tensor)
         return model
+
+    def _own_name(self, name: str) -> str:
+        """Name of a value, or of a constant like it where it is an input without data."""
+        return self.add_constant(self._empty[name]) if name in self._empty else name
 
     def _fold(self, node: onnx.NodeProto) -> bool:
         """Compute a node whose inputs are all known, or whose answer is a shape."""
+        if node.op_type in self._kept or node.op_type == "If":  # a rule chooses the branch
+            return False
+        if node.op_type == "Identity" and node.output[0] in self._outputs:
+            return False  # what finish() added
+        if all(self._is_static(name) and 0 in self.shape(name) for name in node.output):
+            empty = {name: np.zeros(self.shape(name), self.dtype(name)) for name in node.output}
+            self._arrays |= empty
+            return True
         if node.op_type in ("Shape", "Size") and self._is_static(node.input[0]):
             feeds = {node.input[0]: np.zeros(self.shape(node.input[0]), np.bool_)}
-        elif node.op_type == "If":  # the decomposer chooses the branch
-            return False
-        elif all(name in self.constants for name in node.input if name):
-            feeds = {name: self.constants[name] for name in node.input if name}
         else:
-            return False
-        self.constants |= zip(node.output, evaluate(node, feeds, self.opset), strict=False)
+            known = {name: self.constant(name) for name in node.input if name}
+            feeds = {name: array for name, array in known.items() if array is not None}
+            if len(feeds) < len(known):
+                return False
+        self._arrays |= evaluate(node, feeds, self.opset)
         return True
+
+
+_LARGEST_READ_BYTES = 1024  # by shape inference, which reads shapes and axes only
+
+
+def inferred_types(model: onnx.ModelProto) -> dict[str, onnx.TypeProto.Tensor]:
+    """Types of all values of a model, without looking into its weights."""
+    light = _without_graph(model)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.value_info.extend(model.graph.value_info)
+    graph.output.extend(onnx.ValueInfoProto(name=value.name) for value in model.graph.output)
+    declared = {value.name for value in graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.ByteSize() <= _LARGEST_READ_BYTES:
+            graph.initializer.append(tensor)
+        elif tensor.name not in declared:
+            value = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            graph.input.append(value)
+    graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
+    types = {value.name: value.type.tensor_type for value in model.graph.output}
+    for value in (*graph.input, *graph.value_info, *graph.output):
+        if value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"):
+            types[value.name] = value.type.tensor_type
+    return types
+
+
+def _without_graph(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy what a model says of itself."""
+    return onnx.ModelProto(
+        ir_version=model.ir_version,
+        opset_import=model.opset_import,
+        producer_name=model.producer_name,
+        metadata_props=model.metadata_props,
+    )
 
 
 def empty_inputs(graph: onnx.GraphProto) -> dict[str, Array]:
@@ -201,11 +255,11 @@ def _read_by(node: onnx.NodeProto) -> Iterator[str]:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Version of the default domain."""
-    return next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    return int(next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx")))
 
 
-def evaluate(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> list[Array]:
-    """Compute one node by onnx's reference implementation."""
+def evaluate(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> dict[str, Array]:
+    """Compute the outputs of one node by onnx's reference implementation."""
     inputs = [
         onnx.helper.make_tensor_value_info(
             name, onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape
@@ -217,7 +271,8 @@ def evaluate(node: onnx.NodeProto, feeds: Mapping[str, Array], opset: int) -> li
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     with np.errstate(all="ignore"):
         answers = ReferenceEvaluator(model).run(None, dict(feeds))
-    return [np.asarray(answer) for answer in answers]
+    names = (value.name for value in outputs)
+    return {name: np.asarray(answer) for name, answer in zip(names, answers, strict=True)}
 
 
 def attributes_of(node: onnx.NodeProto) -> dict[str, Any]:

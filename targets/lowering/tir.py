@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import tvm
@@ -53,20 +54,25 @@ def _without_offsets(function: Any) -> Any:
     )
 
 
-@tvm.ir.transform.module_pass(opt_level=0, name="edgepress.PlainFunctions")
-def _plain_functions(module: Any, _context: Any) -> Any:
-    """Give functions with buffer parameters the plain C signature."""
-    functions = {}
-    for variable, function in module.functions.items():
-        if all(tirx.is_buffer_var(parameter) for parameter in function.params):
-            plain = plain_function(variable.name_hint, list(function.params), function.body)
-            function = plain.with_attr("target", function.attrs["target"])
-        functions[variable] = function
-    return tvm.IRModule(functions)
+def _pass(change: Callable[[Any], Any]) -> Any:
+    """Make a pass of what changes one function."""
+
+    def run(function: Any, _module: Any, _context: Any) -> Any:
+        return change(function)
+
+    return tirx.transform.prim_func_pass(run, opt_level=0, name=f"edgepress.{change.__name__}")
 
 
-@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.LocalsOnStack")
-def _locals_on_stack(function: Any, _module: Any, _context: Any) -> Any:
+def _plain(function: Any) -> Any:
+    """Give a function with buffer parameters the plain C signature."""
+    if not all(tirx.is_buffer_var(parameter) for parameter in function.params):
+        return function
+    name = str(function.attrs["global_symbol"])
+    plain = plain_function(name, list(function.params), function.body)
+    return plain.with_attr("target", function.attrs["target"])
+
+
+def _locals_on_stack(function: Any) -> Any:
     """Turn `local` buffers into `global` ones.
 
     LowerTVMBuiltin leaves small global buffers on the stack, where LLVM makes registers of them,
@@ -85,20 +91,7 @@ def _locals_on_stack(function: Any, _module: Any, _context: Any) -> Any:
     return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Var, replace)))
 
 
-@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.WithoutErf")
-def _without_erf(function: Any, _module: Any, _context: Any) -> Any:
-    """Write out erf before loops are vectorised: a loop that calls it would not be."""
-    return expand_erf(function)
-
-
-@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.VectorFunctions")
-def _vector_functions(function: Any, _module: Any, _context: Any) -> Any:
-    """Write out exp, tanh and their like, which LLVM would call once per lane."""
-    return expand_elementary(function)
-
-
-@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.OnCpu")
-def _on_cpu(function: Any, _module: Any, _context: Any) -> Any:
+def _on_cpu(function: Any) -> Any:
     """Say which device's workspace to use; LowerTVMBuiltin wants to know."""
     body = function.body
     for key, value in (("device_type", _CPU_DEVICE_TYPE), ("device_id", 0)):
@@ -106,8 +99,7 @@ def _on_cpu(function: Any, _module: Any, _context: Any) -> Any:
     return function.with_body(body)
 
 
-@tirx.transform.prim_func_pass(opt_level=0, name="edgepress.ReturnZero")
-def _return_zero(function: Any, _module: Any, _context: Any) -> Any:
+def _return_zero(function: Any) -> Any:
     """End in `return 0`. Any earlier, LowerTVMBuiltin would free the workspace after it."""
     return function.with_body(tirx.SeqStmt([function.body, tirx.Return(tirx.const(0, "int32"))]))
 
@@ -124,14 +116,14 @@ def _passes() -> list[Any]:
         s_tir.transform.StmtSimplify(),
         s_tir.transform.AnnotateIrregularLoop(),
         s_tir.transform.LowerOpaqueBlock(),
-        _locals_on_stack,
-        _plain_functions,
+        _pass(_locals_on_stack),
+        _pass(_plain),
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(_INDEX_BITS),
         s_tir.transform.LoopPartition(),
-        _without_erf,
+        _pass(expand_erf),  # a loop that calls erf would not be vectorised
         tirx.transform.VectorizeLoop(True),
-        _vector_functions,
+        _pass(expand_elementary),
         tirx.transform.StorageRewrite(),
         s_tir.transform.HoistIfThenElse(),
         tirx.transform.UnrollLoop(),
@@ -142,8 +134,8 @@ def _passes() -> list[Any]:
         tirx.transform.CommonSubexprElim(),
         tirx.transform.VerifyMemory(),
         tirx.transform.SplitHostDevice(),
-        _on_cpu,
+        _pass(_on_cpu),
         tirx.transform.LowerTVMBuiltin(),
-        _return_zero,
+        _pass(_return_zero),
         tirx.transform.LowerIntrin(),
     ]

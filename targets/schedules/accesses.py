@@ -15,8 +15,32 @@ _DATA_PARALLEL, _REDUCTION = 0, 2
 # Costs more than what it saves to compute again.
 _EXPENSIVE = frozenset(
     f"tirx.{name}"
-    for name in "acos acosh asin asinh atan atanh cos cosh erf exp exp2 exp10 log log1p log2 log10 "
-    "pow rsqrt sigmoid sin sinh sqrt tan tanh".split()
+    for name in [
+        "acos",
+        "acosh",
+        "asin",
+        "asinh",
+        "atan",
+        "atanh",
+        "cos",
+        "cosh",
+        "erf",
+        "exp",
+        "exp2",
+        "exp10",
+        "log",
+        "log1p",
+        "log2",
+        "log10",
+        "pow",
+        "rsqrt",
+        "sigmoid",
+        "sin",
+        "sinh",
+        "sqrt",
+        "tan",
+        "tanh",
+    ]
 )
 
 

@@ -37,7 +37,13 @@ _LOG = (
     -2.4999993993e-1,
     3.3333331174e-1,
 )
-_TANH = (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1)
+_TANH = (
+    -5.70498872745e-3,
+    2.06390887954e-2,
+    -5.37397155531e-2,
+    1.33314422036e-1,
+    -3.33332819422e-1,
+)
 _ERF_SMALL = (
     -5.96761703e-4,
     4.99119423e-3,
@@ -103,9 +109,7 @@ def log(x: Expr) -> Expr:
 
 def _log_of_bits(bits: Expr, shift: Expr) -> Expr:
     """Logarithm of a normal number, given its bits and the bias of its exponent."""
-    exponent = tirx.Cast(
-        _with_lanes("float32", bits), tirx.shift_right(bits, _like_int(bits, 23))
-    )
+    exponent = tirx.Cast(_with_lanes("float32", bits), tirx.shift_right(bits, _like_int(bits, 23)))
     fraction = tirx.bitwise_and(bits, _like_int(bits, 0x7FFFFF))
     mantissa = _as_float(tirx.bitwise_or(fraction, _like_int(bits, 0x3F800000)))
 
@@ -125,9 +129,7 @@ def _log_of_bits(bits: Expr, shift: Expr) -> Expr:
         low = cubic + power * _like(r, _LN2_LOW) - _like(r, 0.5) * r * r
         return r + low + power * _like(r, _LN2_HIGH)
 
-    return _let(
-        "mantissa", mantissa, lambda m: _let("exponent", exponent, lambda e: of(m, e))
-    )
+    return _let("mantissa", mantissa, lambda m: _let("exponent", exponent, lambda e: of(m, e)))
 
 
 def sigmoid(x: Expr) -> Expr:
@@ -137,7 +139,7 @@ def sigmoid(x: Expr) -> Expr:
 
 
 def tanh(x: Expr) -> Expr:
-    """Return tanh(x): a polynomial up to 0.625, above it 1 - 2 / (exp(2 |x|) + 1)."""
+    """Return the hyperbolic tangent: a polynomial to 0.625, above it 1 - 2 / (exp(2 |x|) + 1)."""
 
     def of(x: Expr) -> Expr:
         one = _like(x, 1.0)
@@ -149,7 +151,7 @@ def tanh(x: Expr) -> Expr:
 
 
 def erf(x: Expr) -> Expr:
-    """Return erf(x): a polynomial up to 0.93, above it 1 - exp of a polynomial.
+    """Return the error function: a polynomial up to 0.93, above it 1 - exp of a polynomial.
 
     The exp is left as a call, for `expand_elementary`.
     """
@@ -157,9 +159,7 @@ def erf(x: Expr) -> Expr:
     def of(x: Expr) -> Expr:
         small = _let("z", x * x, lambda z: _horner(_ERF_SMALL, z) * x + x)
         large = _let("t", _absolute(x), _erf_of_large)
-        return tirx.Select(
-            _absolute(x) < _like(x, 0.927734375), small, _with_sign(large, x)
-        )
+        return tirx.Select(_absolute(x) < _like(x, 0.927734375), small, _with_sign(large, x))
 
     return _let("x", x, of)
 

@@ -84,9 +84,7 @@ def _likely(realize: Any) -> Any:
     """Mark the condition of a partly filled vector, so that LoopPartition cuts it off the loop."""
     if isinstance(realize.predicate, tirx.IntImm):
         return realize
-    return s_tir.SBlockRealize(
-        realize.iter_values, tirx.likely(realize.predicate), realize.block
-    )
+    return s_tir.SBlockRealize(realize.iter_values, tirx.likely(realize.predicate), realize.block)
 
 
 class _Work:
@@ -148,7 +146,7 @@ def _schedule_block(work: _Work, name: str) -> None:
     accesses = work.accesses(name)
     if accesses is None or not accesses.stores or not accesses.spatial | accesses.reduction:
         return
-    for plan in _plans(work, accesses):
+    for plan in _plans(accesses):
         before = work.schedule.copy()
         try:
             plan(work, name, accesses)
@@ -158,7 +156,7 @@ def _schedule_block(work: _Work, name: str) -> None:
             work.schedule = before
 
 
-def _plans(work: _Work, accesses: BlockAccesses) -> list[Plan]:
+def _plans(accesses: BlockAccesses) -> list[Plan]:
     if not accesses.reduction:
         return [_elementwise, _outer_parallel]
     plans: list[Plan] = []
@@ -168,7 +166,8 @@ def _plans(work: _Work, accesses: BlockAccesses) -> list[Plan]:
         plans.append(_tile_of_results)
     if length >= _FEWEST_LANES and accesses.contiguous(along) and len(accesses.stores) == 1:
         plans.append(_partial_results)
-    if extent >= _FEWEST_LANES and None not in accesses.strides(inner):
+    # Strided loads are worth it where more is done than loading.
+    if extent >= _FEWEST_LANES and len(accesses.loads) > 1 and None not in accesses.strides(inner):
         plans.append(_tile_of_results)
     return [*plans, _outer_parallel]
 
@@ -235,7 +234,8 @@ def _tile_of_results(work: _Work, name: str, accesses: BlockAccesses) -> None:
 def _row_axis(accesses: BlockAccesses, axes: list[Any]) -> int | None:
     """Find an axis whose neighbours share a vector load: rows of a tile of a matrix product."""
     column = axes[-1]
-    for place, axis in reversed(list(enumerate(axes[:-1]))):
+    for place in reversed(range(len(axes) - 1)):
+        axis = axes[place]
         shares = any(
             load.strides[column] == 1 and load.strides[axis] == 0 for load in accesses.loads
         )

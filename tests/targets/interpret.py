@@ -46,7 +46,10 @@ static int release(int device_type, int device_id, void *data) {
 }
 static int launch(parallel_lambda lambda, void *data, int num_task) {
   group_env env = {0, num_task ? num_task : 3};
-  for (int i = 0; i < env.num_task; ++i) { int code = lambda(i, &env, data); if (code) return code; }
+  for (int i = 0; i < env.num_task; ++i) {
+    int code = lambda(i, &env, data);
+    if (code) return code;
+  }
   return 0;
 }
 void *(*__TVMBackendAllocWorkspace)(int, int, uint64_t, int, int) = allocate;
@@ -114,7 +117,9 @@ def _run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, Array]) -> 
         memory[name].array.reshape(-1).view(np.uint8)[:] = _GARBAGE
     for name in program.inputs:
         feed, tensor = feeds[name], program.tensors[name]
-        assert (feed.dtype, feed.shape) == (tensor.dtype, tensor.shape), f"{name}: {feed.dtype}"
+        assert (str(feed.dtype), feed.shape) == (tensor.dtype, tensor.shape), (
+            f"{name}: {feed.dtype}"
+        )
         memory[name].array[...] = feed
     for call in program.calls:
         _call(call, library, memory)
