@@ -132,6 +132,9 @@ class FixShapes(Pass):
         for axis, declared in enumerate(value.shape):
             name = _dimension_name(declared)
             extent = declared if isinstance(declared, int) and declared > 0 else known.get(name)
+            if declared == 0:  # nothing to compute, or how an exporter wrote "unknown": ask
+                example = _by([*(1 if d == 0 else d for d in value.shape)])
+                raise self._open(value, f"axis {axis} has no elements", example)
             if extent is None and axis == 0:
                 extent = 1
                 if name:

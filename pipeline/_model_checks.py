@@ -7,6 +7,7 @@ import math
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime
 
 # An infinite weight of these turns into NaN or swamps every output; elsewhere, as in the mask of an
 # attention layer or the bound of a Clip, infinity has a meaning.
@@ -65,6 +66,30 @@ def bad_weights(model: ir.Model) -> list[str]:
         for name, tensor, users in found
     )
     return [f"{name!r}: {why}" for name, why in reasons if why]
+
+
+def onnxruntime_runs(opset: int, ir_version: int) -> bool:
+    """Whether onnxruntime, the reference, runs models of these versions.
+
+    onnx may be newer than onnxruntime, so only a trial tells.
+    """
+    x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    trial = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "trial", [x], [y]),
+        opset_imports=[onnx.helper.make_opsetid("", opset)],
+        ir_version=ir_version,
+    )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4  # a refusal is an answer, not news
+    try:
+        onnxruntime.InferenceSession(
+            trial.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        )
+    except Exception:  # onnxruntime's own exceptions have no base of their own
+        return False
+    return True
 
 
 def one_line(error: Exception) -> str:

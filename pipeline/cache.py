@@ -84,8 +84,9 @@ class Cache:
 
     def _shrink(self, keep: Path) -> None:
         for left in self.folder.glob(".partial-*"):  # of a process that was killed
-            if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(OSError):  # its own process may rename it meanwhile
+                if time.time() - left.stat().st_mtime > PARTIAL_SECONDS:
+                    shutil.rmtree(left, ignore_errors=True)
         used = []
         for entry in self.folder.glob("??/*"):
             try:

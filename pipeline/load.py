@@ -18,9 +18,15 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import onnx
 import onnx_ir as ir
+import onnxruntime
 from onnx_ir.passes.common import CheckerPass, InlinePass, RemoveUnusedOpsetsPass
 
-from edgepress.pipeline._model_checks import bad_weights, one_line, unsupported_parts
+from edgepress.pipeline._model_checks import (
+    bad_weights,
+    one_line,
+    onnxruntime_runs,
+    unsupported_parts,
+)
 
 OLDEST_OPSET = 7
 STANDARD_DOMAINS = ("", "ai.onnx")
@@ -134,7 +140,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def _check_opset(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse operator sets that are too old or newer than the installed onnx."""
+    """Refuse operator sets that are too old, or newer than onnx and onnxruntime here know."""
     versions = [o.version for o in proto.opset_import if o.domain in STANDARD_DOMAINS]
     newest = onnx.defs.onnx_opset_version()
     if not versions:
@@ -149,6 +155,12 @@ def _check_opset(path: Path, proto: onnx.ModelProto) -> None:
         raise ModelError(
             f"{path} uses opset {min(versions)}; {OLDEST_OPSET} is the oldest supported. Convert "
             "it with onnx.version_converter, or export it again."
+        )
+    if not onnxruntime_runs(max(versions), proto.ir_version):
+        raise ModelError(
+            f"{path} uses opset {max(versions)} and IR version {proto.ir_version}; onnxruntime "
+            f"{onnxruntime.__version__} here, the reference, does not run such models. "
+            "Upgrade onnxruntime, or export the model with an older opset."
         )
 
 

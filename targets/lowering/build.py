@@ -11,9 +11,10 @@ import onnx_ir as ir
 from edgepress.targets.base import Target, UnsupportedModel
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.lowering.assembly import Assembly
+from edgepress.targets.lowering.decompose import simplify
 from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
 from edgepress.targets.lowering.floats import claim_float_operators
-from edgepress.targets.lowering.integer_rules import to_integers
+from edgepress.targets.lowering.integer_rules import RULES, to_integers
 from edgepress.targets.lowering.integers import is_quantized
 from edgepress.targets.lowering.kernels import KERNELS
 from edgepress.targets.lowering.nhwc import to_nhwc
@@ -22,6 +23,8 @@ from edgepress.targets.lowering.relax import lower_region
 from edgepress.targets.program import Program
 
 Progress = Callable[[str, int, int], None]
+# Operators of a QDQ graph that stay whole until its integer form is found.
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", *RULES}
 _VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -40,7 +43,9 @@ def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Prog
     both = "an output that is an input too has no memory of its own; put an Identity between them"
     _refuse([(v.name or "", both) for v in model.graph.outputs if v.is_graph_input()])
     if is_quantized(model):
-        model = to_integers(model, isa.storage)
+        model = to_integers(simplify(model, _QUANTIZED), isa.storage)
+    else:
+        model = simplify(model)
     model = to_nhwc(claim_float_operators(model))
     segments = _segments(model)
     regions = [_region(segment, model) for segment in segments if isinstance(segment, list)]

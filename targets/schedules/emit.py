@@ -85,6 +85,8 @@ class Kernel:
 
 def sequence(statements: Sequence[Any]) -> Any:
     """Join statements."""
+    if not statements:
+        return tirx.Evaluate(0)
     return statements[0] if len(statements) == 1 else tirx.SeqStmt(list(statements))
 
 

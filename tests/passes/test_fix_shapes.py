@@ -44,7 +44,14 @@ def test_one_name_is_one_number() -> None:
     assert shapes(outcome.model, "ids mask y") == ["[2,5]"] * 3
 
 
-def test_an_extent_of_zero_or_less_is_open() -> None:
+def test_an_extent_of_zero_is_asked_for() -> None:
+    model = net("(float[N,3] x) => (float[N,3] y)", "y = Relu(x)")
+    model.graph.inputs[0].shape = ir.Shape([0, 3])
+    with pytest.raises(PassRefused, match=r"axis 0 has no elements.*--input-shape x:1x3"):
+        apply(FixShapes(), model)
+
+
+def test_an_extent_below_zero_is_open() -> None:
     model = net("(float[N,3] x) => (float[N,3] y)", "y = Relu(x)")
     model.graph.inputs[0].shape = ir.Shape([-1, 3])
     assert shapes(apply(FixShapes(), model).model, "x y") == ["[1,3]", "[1,3]"]

@@ -111,3 +111,17 @@ def test_the_folder_can_be_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert cache_folder() == tmp_path
     monkeypatch.delenv("EDGEPRESS_CACHE_DIR")
     assert cache_folder().name == "edgepress"
+
+
+def test_another_process_may_finish_its_entry_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a glob has listed can be renamed before it is looked at."""
+    listed = Path.glob
+
+    def glob(folder: Path, pattern: str) -> list[Path]:
+        return [*listed(folder, pattern), folder / pattern.replace("*", "gone")]
+
+    monkeypatch.setattr(Path, "glob", glob)
+    put(Cache(tmp_path), KEY, "one")
+    assert value(Cache(tmp_path), KEY) == "one"

@@ -189,6 +189,15 @@ def test_opsets_out_of_range(tmp_path: Path, opset: int, words: str) -> None:
     assert str(opset) in message
 
 
+def test_versions_that_onnxruntime_does_not_run(tmp_path: Path) -> None:
+    """onnx may know newer ones than the reference that every answer is held to."""
+    model = dense()
+    model.ir_version = 999
+    message = refused(saved(tmp_path, model))
+    assert "IR version 999" in message
+    assert "Upgrade onnxruntime" in message
+
+
 def test_one_message_lists_all_that_is_unsupported(tmp_path: Path) -> None:
     body = """
     s = SequenceConstruct(x) e = SequenceAt(s, zero) u = my.Thing(e) n = NoSuchOp(u)

@@ -22,7 +22,6 @@ from edgepress.passes.base import Context, PassError
 from edgepress.pipeline.driver import canonical_passes
 from edgepress.targets.base import CompileFailed, Target, UnsupportedModel
 from edgepress.targets.lowering.build import lower
-from edgepress.targets.lowering.decompose import simplify
 from edgepress.targets.program import DTYPES, Array
 from tests.targets.interpret import run_program
 
@@ -74,7 +73,7 @@ def node_tests(variant: str = "baked") -> dict[str, NodeTest]:
 def check(case: NodeTest, target: Target) -> Result:
     """Lower, compile, run and compare one case."""
     try:
-        program = lower(simplify(canonical(case.model)), target)
+        program = lower(canonical(case.model), target)
         answers = run_program(program, target, case.feeds)
     except UnsupportedModel as refusal:
         return Result("refused", "; ".join(dict.fromkeys(why for _, why in refusal.reasons)))
