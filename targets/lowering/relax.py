@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
+import tempfile
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import onnx
@@ -61,7 +64,25 @@ def _lower(proto: onnx.ModelProto, target: Target, prefix: str) -> Program:
     initializers = {tensor.name for tensor in proto.graph.initializer}
     inputs = [_tensor(value) for value in proto.graph.input if value.name not in initializers]
     outputs = [value.name for value in proto.graph.output]
-    return program_from_relax(_legalize(_import(proto), target), inputs, outputs, target, prefix)
+    with _without_native_warnings():
+        module = _legalize(_import(proto), target)
+        return program_from_relax(module, inputs, outputs, target, prefix)
+
+
+@contextlib.contextmanager
+def _without_native_warnings() -> Iterator[None]:
+    """Keep from the user what TVM's C++ prints on stderr.
+
+    It warns of indices out of bounds, which `decompose` has bounded; errors are exceptions.
+    """
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as sink:
+        os.dup2(sink.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def _tensor(value: onnx.ValueInfoProto) -> Tensor:
