@@ -50,7 +50,8 @@ class Samples:
     def feeds(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Array]]:
         """Yield one onnxruntime feed per sample, reshaped to the model's input shapes."""
         for i in range(len(self)):
-            yield {name: self.inputs[name][i].reshape(shape) for name, shape in shapes.items()}
+            # the ellipsis keeps a single number an array, which onnxruntime insists on
+            yield {name: self.inputs[name][i, ...].reshape(shape) for name, shape in shapes.items()}
 
     def sha256(self) -> str:
         """Hash names, dtypes, shapes and bytes."""

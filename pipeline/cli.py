@@ -35,6 +35,7 @@ EXIT_CODES = {
     "edgepress.targets.base.CompileFailed": COMPILE,
     "edgepress.targets.base.DeviceFailed": DEVICE,
     "edgepress.targets.base.TargetError": COMPILE,
+    "builtins.MemoryError": REFUSED,  # the model's tensors do not fit this machine
 }
 ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
 _Command = TypeVar("_Command", bound=Callable[..., Any])

@@ -165,11 +165,17 @@ def _check_opset(path: Path, proto: onnx.ModelProto) -> None:
 
 
 def _check_names(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse values that are written twice, or read and never written."""
+    """Refuse inputs and outputs that make no sense, and values that are written twice or never."""
     graph = proto.graph
     inputs = [value.name for value in graph.input]
     written = [name for node in graph.node for name in node.output if name]
     tensors = [tensor.name for tensor in graph.initializer]
+    if not set(inputs) - set(tensors):
+        raise ModelError(f"{path}: the graph has no inputs, so there is nothing to run.")
+    if again := _repeated([value.name for value in graph.output]):
+        raise ModelError(
+            f"{path}: outputs listed more than once: {_listed(again)}. Put an Identity between."
+        )
     twice = _repeated(inputs + written) | _repeated(tensors + written)
     if twice:
         raise ModelError(f"{path}: written more than once: {_listed(twice)}. Export it again.")

@@ -30,7 +30,15 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     """Raise OutputError where a result must not go: it exists, or it is no bundle of ours."""
     if not path.name:
         raise OutputError(f"{path} is not the name of a result; give -o a new name.")
-    if not (path.exists() or path.is_symlink()):
+    if all((path.absolute().parent / name).is_file() for name in (MARKER, "weights.epw")):
+        raise OutputError(
+            f"{path} lies inside a bundle, which holds nothing else; write elsewhere."
+        )
+    try:
+        exists = path.exists() or path.is_symlink()
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    if not exists:
         return
     if not overwrite:
         raise OutputError(

@@ -116,8 +116,8 @@ def parse_recipe(text: str, name: str = "recipe", source: str = "recipe.toml") -
         raise RecipeError(f"{where}: this is not TOML: {error}.") from error
     reader = _Reader(source, _key_lines(text))
     reader.known(data, ("schema", "pass", "budget", "preprocess"), ())
-    if data.get("schema") != SCHEMA:
-        newer = isinstance(data.get("schema"), int) and data["schema"] > SCHEMA
+    if type(data.get("schema")) is not int or data["schema"] != SCHEMA:
+        newer = type(data.get("schema")) is int and data["schema"] > SCHEMA
         todo = "update edgepress" if newer else f"write `schema = {SCHEMA}`"
         raise reader.error(("schema",), f"schema is {data.get('schema')!r}, not {SCHEMA}; {todo}")
     tables = data.get("pass", [])

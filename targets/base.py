@@ -127,7 +127,8 @@ class Measurement:
     """Latency on a device. All raw samples are kept.
 
     Attributes:
-        samples_ms: one entry per inference, in order.
+        samples_ms: one entry per inference, in order; where an inference takes less than 10 µs,
+            one per `device["runs_per_sample"]` of them, their mean.
         threads: threads that ran it.
         device: facts about the device: kernel, cpu, governor, frequencies, temperature.
         instructions: instructions per inference, only under an emulator.

@@ -109,7 +109,11 @@ class CommandDevice:
         return Measurement(
             samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
             threads=int(printed["threads"]),
-            device={"name": self.name, **printed["device"]},
+            device={
+                "name": self.name,
+                "runs_per_sample": int(printed.get("runs_per_sample", 1)),
+                **printed["device"],
+            },
         )
 
     def run(

@@ -198,6 +198,20 @@ def test_versions_that_onnxruntime_does_not_run(tmp_path: Path) -> None:
     assert "Upgrade onnxruntime" in message
 
 
+def test_a_graph_without_inputs(tmp_path: Path) -> None:
+    model = dense()
+    while model.graph.input:
+        name = model.graph.input.pop().name
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(1, np.float32), name))
+    assert "no inputs" in refused(saved(tmp_path, model))
+
+
+def test_an_output_that_is_listed_twice(tmp_path: Path) -> None:
+    model = dense()
+    model.graph.output.append(model.graph.output[0])
+    assert "listed more than once" in refused(saved(tmp_path, model))
+
+
 def test_one_message_lists_all_that_is_unsupported(tmp_path: Path) -> None:
     body = """
     s = SequenceConstruct(x) e = SequenceAt(s, zero) u = my.Thing(e) n = NoSuchOp(u)

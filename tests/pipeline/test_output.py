@@ -75,6 +75,20 @@ def test_a_full_disk_is_one_paragraph(tmp_path: Path) -> None:
     assert names(tmp_path) == []
 
 
+def test_a_name_that_no_disk_takes(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="too long"), new_folder(tmp_path / ("x" * 300)):
+        pass
+
+
+def test_nothing_is_written_into_a_bundle(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{}")
+    write_file(tmp_path / "answers", b"beside somebody else's manifest")
+    (tmp_path / "weights.epw").write_bytes(b"")
+    with pytest.raises(OutputError, match="inside a bundle"):
+        write_file(tmp_path / "model", b"answers", overwrite=True)
+    assert not (tmp_path / "model").exists()
+
+
 def test_other_errors_stay_what_they_are(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError), new_folder(tmp_path / "b"):
         (tmp_path / "missing").read_text()

@@ -48,6 +48,7 @@ mean = [0.5, 0.5, 0.5]
         ("schema = 1\npases = 3\n", 2, ("'pases'", "'pass'")),
         ("schema = 2\n", 1, ("schema is 2", "update edgepress")),
         ("\n", 1, ("schema is None", "schema = 1")),
+        ("schema = true\n", 1, ("schema is True", "schema = 1")),
         ("schema = 1\n[[pass]\n", 2, ("not TOML",)),
         ("schema = 1\npass = 3\n", 2, ("[[pass]]",)),
         ("schema = 1\n[[pass]]\nmethod = 'mse'\n", 2, ("needs a name",)),

@@ -117,6 +117,8 @@ def test_bench_and_profile(artifact: Artifact) -> None:
     for part in (50, 90, 99):
         assert bench[f"p{part}_ms"] == pytest.approx(np.percentile(samples, part), abs=2e-6)
     assert bench["threads"] == 1
+    assert bench["runs_per_sample"] > 1, "this model takes less than 10 µs"
+    assert bench["runs_per_sample"] * bench["p50_ms"] > 0.002
     assert bench["device"]["kernel"] == os.uname().release
     keys = {"governor", "frequency_khz", "temperature_celsius", "throttled", "throttle_count"}
     assert set(bench["device"]["before"]) == set(bench["device"]["after"]) == keys
