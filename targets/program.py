@@ -8,7 +8,6 @@ generated C nor the board needs a TVM runtime.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,8 +91,3 @@ class Program:
                 written.add(name)
         if missing := [name for name in self.outputs if name not in written]:
             raise ValueError(f"nothing writes the outputs {', '.join(missing)}")
-
-
-def total_bytes(tensors: Iterable[Tensor]) -> int:
-    """Sum the sizes."""
-    return sum(tensor.size_bytes for tensor in tensors)

@@ -18,7 +18,6 @@ from edgepress.targets.lowering.integer_rules import RULES, to_integers
 from edgepress.targets.lowering.integers import is_quantized
 from edgepress.targets.lowering.kernels import KERNELS
 from edgepress.targets.lowering.nhwc import to_nhwc
-from edgepress.targets.lowering.operators import unsupported
 from edgepress.targets.lowering.relax import lower_region
 from edgepress.targets.program import Program
 
@@ -49,7 +48,6 @@ def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Prog
     model = to_nhwc(claim_float_operators(model))
     segments = _segments(model)
     regions = [_region(segment, model) for segment in segments if isinstance(segment, list)]
-    _refuse([reason for region in regions for reason in unsupported(ir.to_proto(region.model))])
     assembly, refused, remaining = Assembly(isa), list[tuple[str, str]](), iter(regions)
     assembly.begin(model)
     for done, segment in enumerate(segments):

@@ -18,6 +18,20 @@ DOMAIN = "edgepress"
 Array = npt.NDArray[Any]
 
 
+def take_name(name: str, taken: set[str]) -> str:
+    """Return the name, or its first free variation, and mark it as taken.
+
+    >>> take_name("x", {"x", "x_2"})
+    'x_3'
+    """
+    candidate, number = name, 1
+    while candidate in taken:
+        number += 1
+        candidate = f"{name}_{number}"
+    taken.add(candidate)
+    return candidate
+
+
 class Builder:
     """Collects the nodes and initializers of a new graph."""
 
@@ -28,12 +42,7 @@ class Builder:
 
     def unique(self, name: str) -> str:
         """Return the name, or the first free variation of it."""
-        candidate, number = name, 1
-        while candidate in self._taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        self._taken.add(candidate)
-        return candidate
+        return take_name(name, self._taken)
 
     def release(self, name: str) -> None:
         """Let the next node take a name that was reserved for it."""

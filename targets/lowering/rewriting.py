@@ -11,6 +11,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 from onnx.reference import ReferenceEvaluator
 
+from edgepress.targets.lowering.dialect import take_name
 from edgepress.targets.program import Array
 
 
@@ -87,12 +88,7 @@ class Rewriting:
 
     def fresh(self, name: str) -> str:
         """Return an unused name."""
-        candidate, number = name, 1
-        while candidate in self._taken:
-            number += 1
-            candidate = f"{name}_{number}"
-        self._taken.add(candidate)
-        return candidate
+        return take_name(name, self._taken)
 
     def add_constant(self, array: Any, dtype: Any = None) -> str:
         """Add an initializer; return its name."""
