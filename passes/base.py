@@ -19,14 +19,16 @@ import difflib
 import importlib
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import onnx_ir as ir
 
 import edgepress.passes
 from edgepress.calibration.base import Samples
+
+_NO_PASSES = ("analysis", "base")
 
 
 class PassError(Exception):
@@ -75,6 +77,29 @@ def _silent(_what: str, _done: int, _total: int) -> None:
     """Report no progress."""
 
 
+class LayerTimer(Protocol):
+    """Measures layers on the target's device, each as a model of its own."""
+
+    @property
+    def unit(self) -> str:
+        """What is measured: "ms", or "instructions" under an emulator."""
+        ...
+
+    @property
+    def key(self) -> str:
+        """What a measurement depends on beside the layer: target, device, precision."""
+        ...
+
+    def __call__(self, layers: Sequence[ir.Model]) -> list[float]:
+        """Return the cost of one inference of every model, in `unit`, in order.
+
+        All of them are measured under the same conditions, interleaved, so that they compare.
+        Raises PassRefused where the target cannot run one of them; what the compiler and the
+        device raise when they fail comes through.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Context:
     """What a pass may use beside the model.
@@ -83,12 +108,14 @@ class Context:
         samples: calibration samples, or None where the user gave none.
         input_shapes: shapes that the user fixed on the command line, by input name.
         simd_bytes: the vector width of the target in bytes, 16 where no target is known.
+        timer: measures layers on the target, or None where no target is known.
         progress: called as `progress(what, done, total)` during work that may take over 2 seconds.
     """
 
     samples: Samples | None = None
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     simd_bytes: int = 16
+    timer: LayerTimer | None = None
     progress: Callable[[str, int, int], None] = _silent
 
 
@@ -118,11 +145,19 @@ class Pass(ABC):
     Class attributes:
         lossless: whether outputs must stay equal to rounding (the driver then demands allclose);
             a lossy pass is judged by its SQNR.
-        needs_samples: whether `Context.samples` must be there.
     """
 
     lossless: ClassVar[bool] = True
-    needs_samples: ClassVar[bool] = False
+
+    @property
+    def needs_samples(self) -> bool:
+        """Whether `Context.samples` must be there, which may depend on the options."""
+        return False
+
+    @property
+    def needs_timer(self) -> bool:
+        """Whether `Context.timer` must be there, which may depend on the options."""
+        return False
 
     @property
     def name(self) -> str:
@@ -147,7 +182,7 @@ def pass_names() -> list[str]:
     True
     """
     modules = (module.name for module in pkgutil.iter_modules(edgepress.passes.__path__))
-    return sorted(n.replace("_", "-") for n in modules if n != "base" and not n.startswith("_"))
+    return sorted(n.replace("_", "-") for n in modules if n not in _NO_PASSES and n[0] != "_")
 
 
 def pass_class(name: str) -> type[Pass]:

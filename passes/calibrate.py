@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import onnx_ir as ir
 
@@ -25,10 +25,13 @@ class Calibrate(Pass):
             in per cent; None takes that method's default.
     """
 
-    needs_samples: ClassVar[bool] = True
-
     method: str = "min_max"
     percentile: float | None = None
+
+    @property
+    def needs_samples(self) -> bool:
+        """Always."""
+        return True
 
     def requires(self, model: ir.Model, context: Context) -> None:
         """Refuse without samples, with an unknown method, and with shapes that are not fixed."""

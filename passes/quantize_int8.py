@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import re
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -21,6 +19,7 @@ from edgepress.calibration.qparams import (
 )
 from edgepress.passes._bias_correction import channel_means, mean_shift
 from edgepress.passes._int8_rules import Plan, activations, constant, is_carrier, plan, results
+from edgepress.passes._patterns import demand_match, demand_regular_expressions
 from edgepress.passes._qdq import Parameters, QdqWriter, scalar
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
@@ -46,12 +45,16 @@ class QuantizeInt8(Pass):
     """
 
     lossless: ClassVar[bool] = False
-    needs_samples: ClassVar[bool] = True
 
     activation: str = "uint8"
     per_channel: bool = True
     skip: tuple[str, ...] = ()
     bias_correction: bool = True
+
+    @property
+    def needs_samples(self) -> bool:
+        """Always."""
+        return True
 
     def requires(self, model: ir.Model, context: Context) -> None:  # noqa: ARG002
         """Refuse wrong options, an old opset, and activations without a calibrated range."""
@@ -134,22 +137,11 @@ class QuantizeInt8(Pass):
     def _skipped(self, model: ir.Model) -> dict[ir.Node, str]:
         """Return the nodes that the user wants left float. Refuses a pattern without a match."""
         found: dict[ir.Node, str] = {}
+        demand_regular_expressions(self.name, "skip", self.skip)
         names = [node.name or "" for node in model.graph]
         for pattern in self.skip:
-            try:
-                nodes = [n for n in model.graph if re.fullmatch(pattern, n.name or "")]
-            except re.error as error:
-                raise PassRefused(
-                    self.name, f"skip {pattern!r}", f"not a regular expression: {error}."
-                ) from error
-            if not nodes:
-                near = difflib.get_close_matches(pattern, names, 3, 0.4)
-                hint = f" Near it: {', '.join(near)}." if near else ""
-                raise PassRefused(
-                    self.name,
-                    f"skip {pattern!r}",
-                    f"it matches no node's whole name.{hint} `edgepress inspect` lists the names.",
-                )
+            matched = set(demand_match(self.name, "skip", pattern, names, what="node"))
+            nodes = [node for node in model.graph if (node.name or "") in matched]
             found |= dict.fromkeys(nodes, f"skipped by {pattern!r}")
         return found
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
+
+from edgepress.passes.analysis import node_macs
 
 FLOATS = (
     ir.DataType.FLOAT,
@@ -53,28 +54,3 @@ def _is_parameter(value: ir.Value, dtype: ir.DataType) -> bool:
     roles = [(use.node.op_type, use.idx) for use in value.uses()]
     quantized = [i for op, i in roles if op in ("QuantizeLinear", "DequantizeLinear")]
     return 0 in quantized or (not quantized and dtype in FLOATS)
-
-
-def node_macs(node: ir.Node) -> int:
-    """Count the multiply-accumulates of one node, 0 for operators that have none."""
-    if node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        return 0
-    x, w, y = (_shape(value) for value in (node.inputs[0], node.inputs[1], node.outputs[0]))
-    if x is None or w is None or y is None:
-        return 0
-    match node.op_type:
-        case "Conv":
-            return math.prod(y) * math.prod(w[1:])
-        case "ConvTranspose":
-            return math.prod(x) * math.prod(w[1:])
-        case "Gemm":
-            return math.prod(y) * x[0 if node.attributes.get_int("transA", 0) else 1]
-        case _:
-            return math.prod(y) * x[-1]
-
-
-def _shape(value: ir.Value | None) -> tuple[int, ...] | None:
-    if value is None or value.shape is None:
-        return None
-    dims = tuple(value.shape)
-    return tuple(int(d) for d in dims if isinstance(d, int)) if value.shape.is_static() else None

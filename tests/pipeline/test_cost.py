@@ -2,7 +2,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgepress.pipeline.cost import cost, node_macs
+from edgepress.passes.analysis import node_macs
+from edgepress.pipeline.cost import cost
 from tests.graphs import net, random
 
 
