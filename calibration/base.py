@@ -22,6 +22,7 @@ import numpy.typing as npt
 import edgepress.calibration
 
 Array = npt.NDArray[Any]
+_NO_CALIBRATORS = ("base", "importance", "qparams", "samples")
 
 
 class CalibrationError(Exception):
@@ -94,7 +95,7 @@ class Calibrator(ABC):
 def calibrator_names() -> list[str]:
     """Every calibrator, by file name, sorted."""
     modules = (module.name for module in pkgutil.iter_modules(edgepress.calibration.__path__))
-    return sorted(n for n in modules if n not in ("base", "qparams", "samples") and n[0] != "_")
+    return sorted(n for n in modules if n not in _NO_CALIBRATORS and n[0] != "_")
 
 
 def calibrator_class(name: str) -> type[Calibrator]:

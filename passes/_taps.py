@@ -66,7 +66,7 @@ def open_taps(
             value is NaN or infinite.
     """
     inner = [value for value in values if value.producer() is not None]
-    session = _session(pass_name, model, inner) if inner else None
+    session = open_session(pass_name, model, inner) if inner else None
     names = [value.name or "" for value in inner]
     wanted = [value.name or "" for value in values]
 
@@ -87,8 +87,12 @@ def open_taps(
     return tap
 
 
-def _session(pass_name: str, model: ir.Model, values: list[ir.Value]) -> ort.InferenceSession:
-    """Open a session on a copy of the model with these outputs."""
+def open_session(pass_name: str, model: ir.Model, values: list[ir.Value]) -> ort.InferenceSession:
+    """Open a session, without optimisations, on a copy of the model that answers these values.
+
+    Raises:
+        PassRefused: onnxruntime cannot load the model.
+    """
     copy = model.clone()
     by_name = {value.name: value for node in copy.graph for value in node.outputs}
     copy.graph.outputs.clear()

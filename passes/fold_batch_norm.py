@@ -4,10 +4,14 @@ A BatchNormalization at inference is `y = scale * (x - mean) / sqrt(var + epsilo
 multiply and one add per channel (Ioffe and Szegedy, 2015, section 3.1). So are Mul, Div, Add and
 Sub with a constant per channel. After a Conv, ConvTranspose, Gemm or two-dimensional MatMul with
 constant weights all of them fold away; a BatchNormalization elsewhere becomes a Mul and an Add.
+
+The scale of a folded BatchNormalization tells how much a channel matters (`calibration.importance.
+batch_norm`), so its magnitude stays behind as a note on the layer.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +29,9 @@ from edgepress.passes._constants import (
 from edgepress.passes._shapes import shape_of, static_shape
 from edgepress.passes.base import Context, Outcome, Pass
 
+#: Key of a layer's `metadata_props`: `|scale|` of the BatchNormalization that was folded into it, a
+#: JSON list with one number per output channel. Who cuts channels must cut or drop it.
+GAMMA = "batch_norm_gamma"
 _WEIGHTED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
 # Scale and shift per channel, each [channels] float64.
@@ -55,6 +62,7 @@ class FoldBatchNorm(Pass):
             source, affine = found
             why = _why_not(source)
             if not why:
+                _note_gamma(node, source)
                 _fold(graph, node, source, affine)
                 folded += 1
             elif node.op_type == "BatchNormalization":
@@ -147,6 +155,17 @@ def _why_not(source: ir.Value) -> str:
     if bias is not None and constant(bias) is None:
         return f"the bias of {before.name} is not constant"
     return ""
+
+
+def _note_gamma(node: ir.Node, source: ir.Value) -> None:
+    """Leave the magnitude of a BatchNormalization's scale on the layer before it."""
+    if node.op_type != "BatchNormalization":
+        return
+    before, gamma = source.producer(), constant(node.inputs[1])
+    if before is not None and gamma is not None:
+        # 7 digits rank as well as a float32 does, and keep the text short
+        digits = [float(f"{abs(float(g)):.7g}") for g in gamma]
+        before.metadata_props[GAMMA] = json.dumps(digits)
 
 
 def _fold(graph: ir.Graph, node: ir.Node, source: ir.Value, affine: _Affine) -> None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 
 from edgepress.passes._shapes import refresh_shapes
 from edgepress.passes.base import Outcome
-from edgepress.passes.fold_batch_norm import FoldBatchNorm
+from edgepress.passes.fold_batch_norm import GAMMA, FoldBatchNorm
 from tests.graphs import Array, apply, conv_nets, net, nodes, random, weight
 
 
@@ -158,6 +160,35 @@ def test_training_stays_and_says_so() -> None:
     assert not outcome.modified
     why = "it trains, or its parameters are not constant"
     assert outcome.skipped == [("BatchNormalization_0", why)]
+
+
+def test_the_scale_stays_behind_as_a_note() -> None:
+    outcome = folded(CONV, f"c = Conv(x, w) {BN}", {"w": random(4, 3, 3, 3)} | norm(4))
+    (layer,) = ir.from_proto(ir.to_proto(outcome.model)).graph
+    noted = json.loads(layer.metadata_props[GAMMA])
+    np.testing.assert_allclose(noted, np.abs(norm(4)["g"]), rtol=1e-6)
+    assert min(norm(4)["g"]) < 0 < min(noted)
+    assert all(float(f"{number:.7g}") == number for number in noted)
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["c = Conv(x, w) y = Mul(c, g1)", "c = Conv(x, w) r = Relu(c) " + BN.replace("(c", "(r")],
+)
+def test_only_a_folded_batch_norm_leaves_a_note(body: str) -> None:
+    weights = {"w": random(4, 3, 3, 3), "g1": random(4, 1, 1)} | norm(4)
+    outcome = folded(CONV, body, weights)
+    assert not any(node.metadata_props for node in outcome.model.graph)
+
+
+def test_the_note_keeps_the_last_of_two() -> None:
+    body = (
+        "c = Conv(x, w) d = BatchNormalization(c, g, h, m, v) y = BatchNormalization(d, h, g, m, v)"
+    )
+    outcome = folded(CONV, body, {"w": random(4, 3, 3, 3)} | norm(4))
+    (layer,) = outcome.model.graph
+    noted = json.loads(layer.metadata_props[GAMMA])
+    np.testing.assert_allclose(noted, np.abs(norm(4)["h"]), rtol=1e-6)
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,0 +1,1 @@
+"""Importances of channels: one per file, found by file name."""
