@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from edgepress.calibration.base import calibrator_class, calibrator_names
+from edgepress.calibration.importance.base import importance, importance_names
 from edgepress.passes.base import pass_class, pass_names
 from edgepress.pipeline.cli import cli
 from edgepress.targets.load import target_names
@@ -22,7 +23,7 @@ NOTE = "<!-- Written by `make docs` out of the code; edit the docstrings or the 
 
 
 def passes_page() -> str:
-    """Every pass with its options, then every calibration method."""
+    """Every pass with its options, then every calibration method and channel importance."""
     parts = [
         NOTE,
         "# Passes\n",
@@ -33,7 +34,7 @@ def passes_page() -> str:
         text, options = _split(chosen)
         parts += [f"## {name}\n", text]
         facts = ["It computes the same up to rounding."] if chosen.lossless else []
-        facts += ["It needs calibration samples."] if chosen.needs_samples else []
+        facts += ["It needs calibration samples."] if chosen().needs_samples else []
         parts += [" ".join(facts) + "\n"] if facts else []
         fields = [field for field in dataclasses.fields(chosen) if field.name in options]
         if fields:
@@ -45,6 +46,13 @@ def passes_page() -> str:
     parts.append("# Calibration methods\n")
     for name in calibrator_names():
         parts += [f"## {name}\n", _split(calibrator_class(name))[0]]
+    parts.append("# Channel importances\n")
+    parts.append("How much a channel matters; the channel with the least score is cut first.\n")
+    for name in importance_names():
+        made = importance(name)
+        sampled = made.needs - {"gammas"}
+        fact = "It needs calibration samples.\n" if sampled else "It needs no samples.\n"
+        parts += [f"## {name}\n", _split(type(made))[0], fact]
     return "\n".join(parts)
 
 
