@@ -153,14 +153,19 @@ def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
 )
 @MODEL
 @RECIPE
+@click.option("-t", "--target", help="Board to choose widths for and to measure layers on.")
 @CALIB
 @SHAPE
+@DEVICE_OPTION
 @output("OUT.onnx")
 @OVERWRITE
 @NO_CACHE
 @common
 def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
-    """Run the graph passes of a recipe on MODEL and write the result as ONNX."""
+    """Run the graph passes of a recipe on MODEL and write the result as ONNX.
+
+    Passes that keep only what is faster need a target.
+    """
     from edgepress.pipeline import commands
 
     return commands.compress(model, recipe, as_json=as_json, **options)
@@ -233,12 +238,29 @@ def unpack(folder: Path, as_json: bool, **options: Any) -> int:
     return commands.unpack(folder, as_json=as_json, **options)
 
 
-@cli.command(epilog=example("edgepress inspect model.onnx --input-shape x:1x3x224x224"))
+@cli.command(
+    epilog=example("edgepress inspect model.onnx --sensitivity --calib train.npz -t raspberry-pi-4")
+)
 @click.argument("path", metavar="MODEL|DIR", type=PATH)
 @SHAPE
+@click.option("--channels", is_flag=True, help="Show which channels must be cut together.")
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Show what cutting each channel group of a float model alone costs and saves.",
+)
+@click.option("--calib", type=PATH, help="Samples for --sensitivity: an .npz.")
+@click.option("-t", "--target", help="Board to measure the latency of layers for.")
+@DEVICE_OPTION
+@click.option("--plot", type=PATH, help="Also draw the sensitivity: a .png, .svg or .pdf file.")
+@OVERWRITE
+@NO_CACHE
 @common
 def inspect(path: Path, as_json: bool, **options: Any) -> int:
-    """Show inputs, outputs, operators, sizes and float islands of a model or a bundle."""
+    """Show inputs, outputs, operators, sizes and float islands of a model or a bundle.
+
+    With --channels the channel groups instead, with --sensitivity how much each of them matters.
+    """
     from edgepress.pipeline import commands
 
     return commands.inspect(path, as_json=as_json, **options)

@@ -81,6 +81,8 @@ def compress(
     recipe: str,
     *,
     output: Path,
+    target: str | None,
+    device: str | None,
     calib: Path | None,
     input_shapes: Shapes,
     overwrite: bool,
@@ -90,13 +92,22 @@ def compress(
     """Run the graph passes alone; `edgepress compress`."""
     from edgepress.pipeline import report
     from edgepress.pipeline.output import refuse_existing, write_file
-    from edgepress.pipeline.prepare import prepare
+    from edgepress.pipeline.prepare import UsageError, prepare
     from edgepress.pipeline.recipe import load_recipe
+    from edgepress.targets.devices.base import open_device
+    from edgepress.targets.load import load_target
 
     refuse_existing(output, overwrite=overwrite)
+    board = None if target is None else load_target(target)
+    if device is not None and board is None:
+        raise UsageError("-d says where to measure; say with -t what board to compile for.")
+    if device is not None and board is not None:
+        open_device(device, board)  # a wrong name is better said at once
     prepared = prepare(
         model,
         load_recipe(recipe),
+        target=board,
+        device=device,
         calib=calib,
         input_shapes=input_shapes,
         cache=_cache(no_cache),
@@ -240,17 +251,95 @@ def unpack(folder: Path, *, output: Path, overwrite: bool, as_json: bool) -> int
     return 0
 
 
-def inspect(path: Path, *, input_shapes: Shapes, as_json: bool) -> int:
+def inspect(
+    path: Path,
+    *,
+    input_shapes: Shapes,
+    channels: bool,
+    sensitivity: bool,
+    calib: Path | None,
+    target: str | None,
+    device: str | None,
+    plot: Path | None,
+    overwrite: bool,
+    no_cache: bool,
+    as_json: bool,
+) -> int:
     """Show what is in a model or a bundle; `edgepress inspect`."""
     from edgepress.pipeline import report
     from edgepress.pipeline.inspection import inspect as look
     from edgepress.pipeline.inspection import show
+    from edgepress.pipeline.prepare import UsageError
 
-    found = look(path, input_shapes)
+    if sensitivity and channels:
+        raise UsageError("--channels and --sensitivity show different tables; give one of them.")
+    if sensitivity:
+        return _sensitivity(
+            path,
+            input_shapes=input_shapes,
+            calib=calib,
+            target=target,
+            device=device,
+            plot=plot,
+            overwrite=overwrite,
+            no_cache=no_cache,
+            as_json=as_json,
+        )
+    given = {"--calib": calib, "-t": target, "-d": device, "--plot": plot}
+    for name in (name for name, value in given.items() if value is not None):
+        raise UsageError(f"{name} is for --sensitivity; give that too, or leave {name} out.")
+    found = look(path, input_shapes, channels=channels)
     if as_json:
         _print_json(found)
     else:
         show(found, report.console())
+    return 0
+
+
+def _sensitivity(
+    path: Path,
+    *,
+    input_shapes: Shapes,
+    calib: Path | None,
+    target: str | None,
+    device: str | None,
+    plot: Path | None,
+    overwrite: bool,
+    no_cache: bool,
+    as_json: bool,
+) -> int:
+    """Measure what cutting each channel group does; `edgepress inspect --sensitivity`."""
+    from edgepress.pipeline import report
+    from edgepress.pipeline.output import write_file
+    from edgepress.pipeline.prepare import UsageError
+    from edgepress.pipeline.sensitivity import inspect_sensitivity
+    from edgepress.pipeline.sensitivity_plot import check_plot, plot_sensitivity
+    from edgepress.pipeline.sensitivity_table import show_sensitivity
+    from edgepress.targets.load import load_target
+
+    if calib is None:
+        raise UsageError(
+            "--sensitivity compares outputs on samples; give some with --calib DATA.npz."
+        )
+    if device is not None and target is None:
+        raise UsageError("-d says where to measure; say with -t what board to compile for.")
+    if plot is not None:
+        check_plot(plot, overwrite=overwrite)
+    found = inspect_sensitivity(
+        path,
+        calib=calib,
+        input_shapes=input_shapes,
+        target=None if target is None else load_target(target),
+        device=device,
+        cache=_cache(no_cache),
+        progress=Progress(),
+    )
+    if plot is not None:
+        write_file(plot, plot_sensitivity(found, path.stem, plot.suffix), overwrite=overwrite)
+    if as_json:
+        _print_json({**found.to_json(), "plot": None if plot is None else str(plot)})
+    else:
+        show_sensitivity(found, report.console())
     return 0
 
 

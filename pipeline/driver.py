@@ -22,6 +22,7 @@ import onnx_ir as ir
 from edgepress.calibration.base import Array
 from edgepress.passes.base import (
     Context,
+    LayerTimer,
     NotEquivalent,
     Pass,
     PassError,
@@ -136,26 +137,43 @@ class Driver:
             self._model = self.snapshot.load()
         return self._model
 
-    def run(self, passes: Sequence[Pass], context: Context) -> None:
-        """Run passes in order. Raises PassRefused, NotEquivalent or another PassError."""
+    def run(
+        self,
+        passes: Sequence[Pass],
+        context: Context,
+        timers: Sequence[LayerTimer | None] | None = None,
+    ) -> None:
+        """Run passes in order.
+
+        Args:
+            passes: what to run.
+            context: what they may use; they report progress to that of the driver.
+            timers: one per pass, in place of the context's.
+
+        Raises:
+            PassRefused, NotEquivalent or another PassError; TargetError from measuring layers.
+        """
         context = dataclasses.replace(context, progress=self._progress.update)
-        for index, step in enumerate(passes, 1):
+        timers = [context.timer] * len(passes) if timers is None else timers
+        samples_sha256 = context.samples.sha256() if context.samples else ""
+        for index, (step, timer) in enumerate(zip(passes, timers, strict=True), 1):
+            context = dataclasses.replace(context, timer=timer)
             with self._progress.step(f"[{index}/{len(passes)}] {step.name}"):
-                key = self._key(step, context)
-                record = self._recall(key) or self._apply(step, context, key)
+                key = self._key(step, context, samples_sha256)
+                record = self._recall(key) or self._apply(step, context, key, samples_sha256)
             self.records.append(record)
 
-    def _key(self, step: Pass, context: Context) -> str:
-        samples = context.samples.sha256() if step.needs_samples and context.samples else ""
+    def _key(self, step: Pass, context: Context, samples_sha256: str) -> str:
         return content_key(
             "step",
             self._version,
             self.snapshot.digest,
             step.name,
             json.dumps(dataclasses.asdict(step), sort_keys=True, default=str),
-            samples,
+            samples_sha256,  # of every pass: it is judged on them, and may do better with them
             {name: list(shape) for name, shape in context.input_shapes.items()},
             context.simd_bytes,
+            context.timer.key if context.timer else "",
         )
 
     def _recall(self, key: str) -> StepRecord | None:
@@ -171,7 +189,7 @@ class Driver:
             self.snapshot, self._model = snapshot.read(entry), None
         return StepRecord(**facts, cached=True)
 
-    def _apply(self, step: Pass, context: Context, key: str) -> StepRecord:
+    def _apply(self, step: Pass, context: Context, key: str, samples_sha256: str) -> StepRecord:
         """Run one pass on a clone, check the result, and keep it."""
         started = time.perf_counter()
         before = self.snapshot
@@ -194,7 +212,7 @@ class Driver:
         after = snapshot.take(model)
         if after.model != before.model:
             _check(step, after)
-            equivalence = self._compare(step, before, after, model, context)
+            equivalence = self._compare(step, before, after, model, context, samples_sha256)
         figures = cost(model)
         record = StepRecord(
             pass_name=step.name,
@@ -216,7 +234,13 @@ class Driver:
         return record
 
     def _compare(
-        self, step: Pass, before: Snapshot, after: Snapshot, model: ir.Model, context: Context
+        self,
+        step: Pass,
+        before: Snapshot,
+        after: Snapshot,
+        model: ir.Model,
+        context: Context,
+        samples_sha256: str,
     ) -> Equivalence | None:
         """Run the model before and after; None where the one before does not run by itself."""
         shapes = input_shapes(model)
@@ -224,8 +248,7 @@ class Driver:
             return None
         samples = context.samples or random_samples(model, SAMPLES)
         feeds = list(itertools.islice(samples.feeds(shapes), SAMPLES))
-        marker = context.samples.sha256() if context.samples else "random"
-        if self._answers is not None and self._answers[:2] == (before.digest, marker):
+        if self._answers is not None and self._answers[:2] == (before.digest, samples_sha256):
             expected = self._answers[2]
         else:
             try:
@@ -239,7 +262,7 @@ class Driver:
                 f"{step.name}: onnxruntime runs the model before this pass but not after it: "
                 f"{error}. This is a bug of the pass; leave it out of the recipe and report it."
             ) from error
-        self._answers = (after.digest, marker, got)
+        self._answers = (after.digest, samples_sha256, got)
         if not step.lossless:
             return Equivalence(metric="sqnr_db", value=round(sqnr_db(expected, got), 2))
         error_share = relative_error(expected, got)

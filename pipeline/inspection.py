@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgepress.passes.analysis import channel_groups, node_macs
 from edgepress.passes.base import Context, PassError
 from edgepress.pipeline.build import describe
 from edgepress.pipeline.bundle import read_bundle
-from edgepress.pipeline.cost import cost, node_macs
+from edgepress.pipeline.cost import cost
 from edgepress.pipeline.driver import Driver, canonical_passes
 from edgepress.pipeline.feeds import true_inputs
 from edgepress.pipeline.load import load_model
@@ -25,8 +27,13 @@ from edgepress.targets.lowering.integers import is_quantized
 from edgepress.targets.reference import Reference
 
 
-def inspect(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Describe a model (made canonical where its shapes allow it) or a bundle as plain data."""
+def inspect(
+    path: Path, input_shapes: Mapping[str, tuple[int, ...]], *, channels: bool = False
+) -> dict[str, Any]:
+    """Describe a model (made canonical where its shapes allow it) or a bundle as plain data.
+
+    With `channels` its channel groups are in it; for that, shapes must be fixed.
+    """
     if path.is_dir():
         bundle = read_bundle(path)
         model = Snapshot((path / "graph.onnx").read_bytes()).load()
@@ -35,7 +42,7 @@ def inspect(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str
             "facts": dict(facts(bundle, bundle.evidence)),
             "files": bundle.manifest.files,
             "weights": bundle.manifest.weights,
-            **_describe(model, ""),
+            **_describe(model, "", channels),
         }
     model, note = load_model(path), ""
     try:
@@ -43,11 +50,13 @@ def inspect(path: Path, input_shapes: Mapping[str, tuple[int, ...]]) -> dict[str
         driver.run(canonical_passes(), Context(input_shapes=dict(input_shapes)))
         model = driver.model
     except PassError as error:
+        if channels:
+            raise
         note = f"shown as the file has it, sizes may be unknown: {error}"
-    return {"kind": "model", **_describe(model, note)}
+    return {"kind": "model", **_describe(model, note, channels)}
 
 
-def _describe(model: ir.Model, note: str) -> dict[str, Any]:
+def _describe(model: ir.Model, note: str, channels: bool) -> dict[str, Any]:
     figures = cost(model)
     return {
         "note": note,
@@ -69,6 +78,7 @@ def _describe(model: ir.Model, note: str) -> dict[str, Any]:
             }
             for node in model.graph
         ],
+        "channels": dataclasses.asdict(channel_groups(model)) if channels else None,
     }
 
 
@@ -80,7 +90,10 @@ def _tensor(value: ir.Value) -> dict[str, Any]:
 
 
 def show(found: Mapping[str, Any], screen: Console) -> None:
-    """Print what `inspect` found."""
+    """Print what `inspect` found: the channel groups where they are asked for, else the nodes."""
+    if found["channels"] is not None:
+        _show_channels(found["channels"], screen)
+        return
     grid = Table.grid(padding=(0, 2))
     for name, text in found.get("facts", {}).items():
         grid.add_row(name, Text(text))
@@ -105,3 +118,27 @@ def show(found: Mapping[str, Any], screen: Console) -> None:
     screen.print(grid)
     if found["note"]:
         screen.print(Text(found["note"]))
+
+
+def _show_channels(found: Mapping[str, Any], screen: Console) -> None:
+    """Print a row per group; the first of its layers is its name."""
+    table = Table(show_lines=True)
+    table.add_column("group", overflow="fold")
+    table.add_column("channels", justify="right")
+    for heading in ("may go", "cut together", "read by"):
+        table.add_column(heading, overflow="fold")
+    for group in found["groups"]:
+        count, free, width = group["channels"], group["free"], group["width"]
+        much = "all" if free == count else str(free or "none")
+        table.add_row(
+            Text(group["name"]),
+            f"{count} × {width}" if width > 1 else str(count),
+            Text(f"{much}: {group['why']}" if group["why"] else much),
+            Text("\n".join(group["layers"][1:])),
+            Text("\n".join(group["readers"])),
+        )
+    screen.print(table)
+    free = sum(group["free"] > 0 for group in found["groups"])
+    screen.print(f"{len(found['groups'])} groups, {free} of which may lose channels")
+    for node, operator in found["unknown"]:
+        screen.print(Text(f"{node}: {operator} has no rule, so it keeps every channel it touches"))

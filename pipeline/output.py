@@ -42,7 +42,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
         return
     if not overwrite:
         raise OutputError(
-            f"{path} exists; give another name with -o, or --overwrite to replace it."
+            f"{path} exists; give another name, or --overwrite to replace it."
         )
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link, which is not replaced; give another name.")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from edgepress.calibration.base import Samples
-from edgepress.passes.base import Context
+from edgepress.passes.base import Context, LayerTimer
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.cost import cost
 from edgepress.pipeline.driver import Driver, StepRecord, canonical_passes
@@ -17,6 +18,10 @@ from edgepress.pipeline.load import load_model, model_sha256
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
 from edgepress.pipeline.snapshot import Snapshot
+from edgepress.targets.base import Target
+from edgepress.targets.devices.base import open_device
+
+QUANTIZE = "quantize-int8"
 
 
 class UsageError(Exception):
@@ -52,16 +57,34 @@ def prepare(
     path: Path,
     recipe: Recipe,
     *,
+    target: Target | None = None,
+    device: str | None = None,
     calib: Path | None = None,
     evaluation: Path | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
-    simd_bytes: int = 16,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> Prepared:
     """Load a model and run the canonical passes and those of the recipe.
 
-    Raises UsageError, ModelError, PassError, CalibrationError.
+    Args:
+        path: the ONNX file.
+        recipe: its passes are run.
+        target: decides the vector width, and layers are measured on it; None where the passes
+            shall suit any.
+        device: where layers are measured; None chooses one that fits the target. It is opened only
+            where a pass measures layers.
+        calib: calibration samples, or None.
+        evaluation: evaluation samples, or None.
+        input_shapes: shapes to fix, by input name.
+        cache: keeps finished steps, or None.
+        progress: where to say how far it is.
+
+    Raises:
+        UsageError: a pass needs samples or a target that was not given.
+        DeviceFailed: layers are to be measured, but the device cannot run the target.
+        ModelError, PassError, CalibrationError: the model, a pass or the samples.
+        TargetError: measuring layers failed.
     """
     progress = progress or Progress(shown=False)
     with progress.step("load"):
@@ -74,8 +97,9 @@ def prepare(
             f"recipe {recipe.name}: {needy[0]} needs calibration samples; give some with "
             "--calib DATA.npz, or compile without compression with -r none."
         )
+    timers = _timers(recipe, target, device, cache, progress)
     original = driver.snapshot
-    context = Context(input_shapes=dict(input_shapes or {}), simd_bytes=simd_bytes)
+    context = Context(input_shapes=dict(input_shapes or {}))
     driver.run(canonical_passes(), context)
     canonical = driver.snapshot
     # counted here, since shapes and constants are known only now
@@ -89,8 +113,10 @@ def prepare(
         None if path is None else user_samples(driver.model, path, recipe.preprocess)
         for path in (calib, evaluation)
     )
-    context = Context(samples=samples, input_shapes=context.input_shapes, simd_bytes=simd_bytes)
-    driver.run(recipe.passes, context)
+    context = dataclasses.replace(context, samples=samples)
+    if target is not None and recipe.passes:
+        context = dataclasses.replace(context, simd_bytes=simd_bytes(target))
+    driver.run(recipe.passes, context, timers)
     return Prepared(
         source=source,
         original=original,
@@ -101,3 +127,36 @@ def prepare(
         calibration=samples,
         evaluation=tests,
     )
+
+
+def simd_bytes(target: Target) -> int:
+    """Return the vector width of a target."""
+    from edgepress.targets.isa.base import load_isa  # imports TVM
+
+    return load_isa(target.isa).vector_bytes
+
+
+def _timers(
+    recipe: Recipe,
+    target: Target | None,
+    device: str | None,
+    cache: Cache | None,
+    progress: Progress,
+) -> list[LayerTimer | None]:
+    """Make a timer for every pass that needs one; the device is opened for them alone."""
+    timers: list[LayerTimer | None] = [None] * len(recipe.passes)
+    needy = [index for index, step in enumerate(recipe.passes) if step.needs_timer]
+    if not needy:
+        return timers
+    if target is None:
+        raise UsageError(
+            f"recipe {recipe.name}: {recipe.passes[needy[0]].name} measures layers on the target; "
+            "name one with -t TARGET, or set an option of the pass that does without."
+        )
+    from edgepress.pipeline.layer_timer import DeviceTimer  # it imports this module
+
+    opened = open_device(device, target)
+    for index in needy:
+        quantized = any(step.name == QUANTIZE for step in recipe.passes[index + 1 :])
+        timers[index] = DeviceTimer(target, opened, quantized, cache, progress.update)
+    return timers

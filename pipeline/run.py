@@ -31,7 +31,8 @@ class Request:
         calib: calibration samples, or None.
         eval: evaluation samples, or None.
         input_shapes: shapes to fix, by input name.
-        device: where to verify: `local`, `qemu`, …; None chooses one that fits the target.
+        device: where to measure layers and to verify: `local`, `qemu`, …; None chooses one that
+            fits the target.
         overwrite: whether an old bundle may be replaced.
         check: whether to verify at all.
     """
@@ -88,10 +89,11 @@ def run(
         prepared = prepare(
             request.model,
             request.recipe,
+            target=request.target,
+            device=request.device,
             calib=request.calib,
             evaluation=request.eval,
             input_shapes=request.input_shapes,
-            simd_bytes=_simd_bytes(request.target),
             cache=cache,
             progress=progress,
         )
@@ -117,12 +119,6 @@ def run(
         evidence=evidence,
         unverified=unverified,
     )
-
-
-def _simd_bytes(target: Target) -> int:
-    from edgepress.targets.isa.base import load_isa  # imports TVM
-
-    return load_isa(target.isa).vector_bytes
 
 
 def _verify(request: Request, prepared: Prepared, bundle: Bundle, progress: Progress) -> Evidence:

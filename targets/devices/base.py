@@ -10,6 +10,7 @@ import difflib
 import importlib
 import json
 import math
+import os
 import pkgutil
 import platform
 import signal
@@ -29,6 +30,8 @@ _START_S = 60
 _SELFTEST_S = 1800
 _SAMPLE_S = 60
 _CHUNK_BYTES = 64 * 2**20
+# Whatever else runs on a machine, a longer warm-up does not make a profile's midmeans steadier.
+_PROFILE = ("--profile", "--warmup", "0.5")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
@@ -42,6 +45,16 @@ class Device(Protocol):
     @property
     def name(self) -> str:
         """What the user typed to get this device, such as `local`."""
+        ...
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a time on it means nothing; then `bench` and `profile` count instructions."""
+        ...
+
+    @property
+    def machine(self) -> str:
+        """Which machine it is: what is measured on one does not hold on another."""
         ...
 
     def info(self, folder: Path) -> dict[str, Any]:
@@ -60,6 +73,16 @@ class Device(Protocol):
         """Measure single inferences: at least `runs` of them and at least `seconds`."""
         ...
 
+    def profile(
+        self, folder: Path, *, threads: int | None, seconds: float, runs: int
+    ) -> list[float]:
+        """Cost of every kernel call of an inference, in order: in ms, or in instructions.
+
+        Looking at the clock before and after a call is in it. A time is typical of at least `runs`
+        inferences and at least `seconds`.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class CommandDevice:
@@ -72,6 +95,16 @@ class CommandDevice:
 
     name: str
     prefix: tuple[str, ...] = ()
+
+    @property
+    def emulated(self) -> bool:
+        """Whether a time on it means nothing: not on a real CPU."""
+        return False
+
+    @property
+    def machine(self) -> str:
+        """This machine: its name, and how many of its cores this process may use."""
+        return f"{platform.node()}, {len(os.sched_getaffinity(0))} cores"
 
     def info(self, folder: Path) -> dict[str, Any]:
         """What `model --info` prints."""
@@ -101,11 +134,8 @@ class CommandDevice:
 
     def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
         """Measure single inferences with `model --bench`, raw samples included."""
-        arguments = ["--bench", "--seconds", str(seconds), "--runs", str(runs)]
-        if threads is not None:
-            arguments += ["--threads", str(threads)]
-        timeout_s = _START_S + seconds + runs * _SAMPLE_S
-        printed = self._json(folder, arguments, timeout_s, ("samples_ms", "threads", "device"))
+        keys = ("samples_ms", "threads", "device")
+        printed = self._measure(folder, ["--bench"], threads, seconds, runs, keys)
         return Measurement(
             samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
             threads=int(printed["threads"]),
@@ -115,6 +145,33 @@ class CommandDevice:
                 **printed["device"],
             },
         )
+
+    def profile(
+        self, folder: Path, *, threads: int | None, seconds: float, runs: int
+    ) -> list[float]:
+        """Time in ms of every kernel call, with `model --profile`, in the order of the calls.
+
+        A call's time is the mean of the middle half of its times in up to 1024 inferences after a
+        warm-up: those that the system interrupted do not count.
+        """
+        printed = self._measure(folder, _PROFILE, threads, seconds, runs, ("calls", "runs"))
+        return [float(call["midmean_ms"]) for call in printed["calls"]]
+
+    def _measure(
+        self,
+        folder: Path,
+        command: Sequence[str],
+        threads: int | None,
+        seconds: float,
+        runs: int,
+        keys: Sequence[str],
+    ) -> dict[str, Any]:
+        """Run a command that measures inferences, and parse what it prints."""
+        arguments = [*command, "--seconds", str(seconds), "--runs", str(runs)]
+        if threads is not None:
+            arguments += ["--threads", str(threads)]
+        timeout_s = _START_S + seconds + runs * _SAMPLE_S
+        return self._json(folder, arguments, timeout_s, keys)
 
     def run(
         self,

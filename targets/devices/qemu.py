@@ -1,7 +1,7 @@
 """qemu's user mode: runs a bundle of another architecture on this machine.
 
 Answers are those of the board. Times are not: an emulated integer and an emulated float
-instruction differ by far more than on any CPU. So `bench` counts instructions instead.
+instruction differ by far more than on any CPU. So `bench` and `profile` count instructions instead.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
+from typing import TypeVar
 
 import platformdirs
 
@@ -25,7 +27,10 @@ from edgepress.targets.devices.base import CommandDevice
 _PLUGIN_VERSIONS = (1, 2, 3, 4, 5)
 _COMPILE_S = 60
 _RUN_S = 1800
-_COUNT = re.compile(rb"edgepress-instructions (\d+)")
+_TOTAL = re.compile(rb"edgepress-instructions (\d+)")
+_AT_CLOCK = re.compile(rb"edgepress-clock (\d+)")
+_PROFILE = ["--profile", "--runs", "2", "--seconds", "0", "--warmup", "0", "--threads", "1"]
+_T = TypeVar("_T")
 
 
 def connect(target: Target, address: str = "") -> QemuDevice:
@@ -51,6 +56,16 @@ def connect(target: Target, address: str = "") -> QemuDevice:
 class QemuDevice(CommandDevice):
     """A device under qemu: right answers, counted instructions, no times."""
 
+    @property
+    def emulated(self) -> bool:
+        """Always."""
+        return True
+
+    @property
+    def machine(self) -> str:
+        """Nothing: the same instructions are counted on every machine."""
+        return ""
+
     def bench(
         self,
         folder: Path,
@@ -68,17 +83,55 @@ class QemuDevice(CommandDevice):
         facts = {"name": self.name, "emulator": " ".join(self.prefix)}
         sample = self._sample(folder)
         self._answer(folder, sample, ())  # what goes wrong without the plugin is no missing count
+
+        def count(plugin: tuple[str, ...]) -> int:
+            one, two = (self._answer(folder, sample * n, plugin) for n in (1, 2))
+            return _total(two) - _total(one)
+
+        try:
+            instructions = self._counted(count)
+        except DeviceFailed as error:
+            facts["note"] = str(error)
+            return Measurement(samples_ms=(), threads=1, device=facts)
+        return Measurement(samples_ms=(), threads=1, device=facts, instructions=instructions)
+
+    def profile(
+        self,
+        folder: Path,
+        *,
+        threads: int | None,  # noqa: ARG002
+        seconds: float,  # noqa: ARG002
+        runs: int,  # noqa: ARG002
+    ) -> list[float]:
+        """Count the instructions of every kernel call, in the order of the calls.
+
+        They are those of the second inference, on one thread as `bench` counts, between two looks
+        of `model --profile` at the clock.
+        """
+        calls = int(self.info(folder)["calls"])
+
+        def count(plugin: tuple[str, ...]) -> list[float]:
+            device = CommandDevice(self.name, (*self.prefix, *plugin))
+            return _per_call(device.run(folder, _PROFILE, _RUN_S).stderr, calls)
+
+        return self._counted(count)
+
+    def _counted(self, count: Callable[[tuple[str, ...]], _T]) -> _T:
+        """Count with the first version of the plugin that qemu loads.
+
+        Args:
+            count: gets the options that load the plugin.
+
+        Raises:
+            DeviceFailed: no version can be built or loaded, or `count` raised it.
+        """
         reasons = []
         for version in _PLUGIN_VERSIONS:
             try:
-                plugin = ("-plugin", str(build_plugin(version)))
-                one, two = (_count(self._answer(folder, sample * n, plugin)) for n in (1, 2))
+                return count(("-plugin", str(build_plugin(version))))
             except DeviceFailed as error:
                 reasons.append(str(error))
-                continue
-            return Measurement(samples_ms=(), threads=1, device=facts, instructions=two - one)
-        facts["note"] = f"instructions were not counted: {reasons[0]}"
-        return Measurement(samples_ms=(), threads=1, device=facts)
+        raise DeviceFailed(f"instructions were not counted: {reasons[0]}")
 
     def _sample(self, folder: Path) -> bytes:
         """Inputs of one inference: golden ones, or zeros."""
@@ -97,11 +150,29 @@ class QemuDevice(CommandDevice):
             return device.run(folder, arguments, _RUN_S).stderr
 
 
-def _count(said: bytes) -> int:
-    found = _COUNT.search(said)
+def _total(said: bytes) -> int:
+    """Instructions of a whole run, as the plugin printed them."""
+    found = _TOTAL.search(said)
     if found is None:
         raise DeviceFailed(f"the counting plugin said nothing: {said.decode('utf-8', 'replace')}")
     return int(found[1])
+
+
+def _per_call(said: bytes, calls: int) -> list[float]:
+    """Instructions of every call of the second inference of a profile.
+
+    The clock is read 3 times before the inferences and once after them. An inference reads it when
+    it begins, then when a call ends and when the next begins.
+    """
+    at = [int(count) for count in _AT_CLOCK.findall(said)]
+    inference = 1 + 2 * calls
+    if len(at) != 3 + 2 * inference + 1:
+        raise DeviceFailed(
+            f"the profile of {calls} calls looked at the clock {len(at)} times instead of "
+            f"{3 + 2 * inference + 1}"
+        )
+    second = at[3 + inference : -1]
+    return [float(end - start) for start, end in zip(second[:-1:2], second[1::2], strict=True)]
 
 
 def build_plugin(version: int) -> Path:

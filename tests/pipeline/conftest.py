@@ -1,5 +1,6 @@
 """One small int8 bundle for this machine, built once for all tests that need a real one."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,11 +11,13 @@ import pytest
 
 from edgepress.pipeline import verify
 from edgepress.pipeline.cache import Cache
+from edgepress.pipeline.cli import main
 from edgepress.pipeline.recipe import load_recipe, parse_recipe
 from edgepress.pipeline.run import Request, Result, run
 from edgepress.targets.load import load_target
 from tests.graphs import net, random
 
+Edgepress = Callable[..., tuple[int, str, str]]
 RECIPE = """schema = 1
 [[pass]]
 name = "calibrate"
@@ -96,3 +99,19 @@ def float_request(world: World, tmp_path: Path) -> Request:
         recipe=load_recipe("none"),
         output=tmp_path / "float",
     )
+
+
+@pytest.fixture
+def edgepress(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, world: World
+) -> Edgepress:
+    """Run the command line here; return exit code, stdout and stderr."""
+    monkeypatch.setenv("EDGEPRESS_CACHE_DIR", str(world.cache.folder))
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as caught:
+            main([str(argument) for argument in arguments])
+        printed = capsys.readouterr()
+        return int(caught.value.code or 0), printed.out, printed.err
+
+    return call

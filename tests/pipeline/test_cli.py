@@ -4,7 +4,6 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +13,13 @@ import pytest
 from click.testing import CliRunner
 
 from edgepress.passes.base import pass_names
-from edgepress.pipeline.cli import EXIT_CODES, cli, main
+from edgepress.pipeline.cli import EXIT_CODES, cli
 from edgepress.pipeline.oracle import Oracle
 from edgepress.targets.base import CompileFailed, DeviceFailed
 from edgepress.targets.load import target_names
-from tests.pipeline.conftest import World
+from tests.pipeline.conftest import Edgepress, World
 
 COMMANDS = sorted(cli.commands)
-Edgepress = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def edgepress(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, world: World
-) -> Edgepress:
-    """Run the command line here; return exit code, stdout and stderr."""
-    monkeypatch.setenv("EDGEPRESS_CACHE_DIR", str(world.cache.folder))
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as caught:
-            main([str(argument) for argument in arguments])
-        printed = capsys.readouterr()
-        return int(caught.value.code or 0), printed.out, printed.err
-
-    return call
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,6 +1,7 @@
 # ruff: noqa: ARG002 - overriding keeps the names of the arguments
 """The driver, with passes of its own that break one promise each."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -24,6 +25,7 @@ g (float[1, 4] x) => (float[1, 3] y)
 }
 """
 CALLS: list[str] = []
+TIMED: list[float] = []
 
 
 def net() -> ir.Model:
@@ -60,13 +62,42 @@ class Wrong(Pass):
 
 @dataclass(frozen=True, kw_only=True)
 class Observe(Pass):
-    needs_samples: ClassVar[bool] = True
+    @property
+    def needs_samples(self) -> bool:
+        return True
 
     def call(self, model: ir.Model, context: Context) -> Outcome:
         CALLS.append("observe")
         for value in (*model.graph.inputs, *model.graph.outputs):
             value.meta["range"] = Range(-1.5, float(np.float32(0.1)))
         return Outcome(model=model, modified=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing(Pass):
+    """Notes what the timer that it got says of its model."""
+
+    @property
+    def needs_timer(self) -> bool:
+        return True
+
+    def call(self, model: ir.Model, context: Context) -> Outcome:
+        assert context.timer is not None
+        CALLS.append("time")
+        TIMED.extend(context.timer([model]))
+        return Outcome(model=model, modified=False)
+
+
+@dataclass(frozen=True)
+class Timer:
+    """A timer for which every layer costs the same."""
+
+    cost: float
+    key: str = "key"
+    unit: str = "ms"
+
+    def __call__(self, layers: Sequence[ir.Model]) -> list[float]:
+        return [self.cost] * len(layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +117,7 @@ class Refusing(Pass):
 
 
 SAMPLES = Samples({"x": np.ones((2, 4), np.float32)})
+OTHERS = Samples({"x": np.zeros((2, 4), np.float32)})
 
 
 def ranges(model: ir.Model) -> dict[str | None, Range]:
@@ -171,10 +203,17 @@ def test_a_finished_step_is_not_run_again(tmp_path: Path) -> None:
     [
         ([Scale(factor=1.5), Observe()], Context(samples=SAMPLES), []),
         ([Scale(factor=1.25), Observe()], Context(samples=SAMPLES), ["scale", "observe"]),
+        # a pass that ignores samples is judged on them all the same
+        ([Scale(factor=1.5), Observe()], Context(samples=OTHERS), ["scale", "observe"]),
         (
             [Scale(factor=1.5), Observe()],
-            Context(samples=Samples({"x": np.zeros((2, 4), np.float32)})),
-            ["observe"],
+            Context(samples=SAMPLES, simd_bytes=64),
+            ["scale", "observe"],
+        ),
+        (
+            [Scale(factor=1.5), Observe()],
+            Context(samples=SAMPLES, input_shapes={"x": (1, 4)}),
+            ["scale", "observe"],
         ),
     ],
 )
@@ -186,6 +225,43 @@ def test_only_what_changed_runs_again(
     CALLS.clear()
     Driver(net(), cache=cache).run(steps, context)
     assert again == CALLS
+
+
+def test_the_judgement_is_that_of_the_samples_that_were_given(tmp_path: Path) -> None:
+    """Not of those that a cached step was judged on."""
+    cache, step = Cache(tmp_path), Scale(factor=1.01)
+    figures = []
+    for samples in (SAMPLES, Samples({"x": np.eye(4, dtype=np.float32)}), None):
+        driver = Driver(net(), cache=cache)
+        driver.run([step], Context(samples=samples))
+        assert driver.records[0].equivalence is not None
+        assert not driver.records[0].cached
+        figures.append(driver.snapshot.digest)
+    assert len(set(figures)) == 1
+
+
+def test_every_pass_gets_its_own_timer() -> None:
+    TIMED.clear()
+    driver = Driver(net())
+    driver.run([Timing(), Scale(), Timing()], Context(), [Timer(1.5), None, Timer(2.5)])
+    assert TIMED == [1.5, 2.5]
+    driver.run([Timing()], Context(timer=Timer(3.5)))
+    assert TIMED == [1.5, 2.5, 3.5]
+    with pytest.raises(ValueError, match="zip"):
+        driver.run([Timing()], Context(), [])
+
+
+def test_what_was_measured_with_another_timer_is_measured_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+
+    def runs(timer: Timer) -> list[str]:
+        CALLS.clear()
+        Driver(net(), cache=cache).run([Timing()], Context(timer=timer))
+        return list(CALLS)
+
+    assert runs(Timer(1.0)) == ["time"]
+    assert runs(Timer(2.0)) == []
+    assert runs(Timer(1.0, key="another")) == ["time"]
 
 
 def test_ranges_are_in_the_key() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgepress.passes.low_rank import LowRank
 from edgepress.pipeline import build as build_module
 from edgepress.pipeline import run as run_module
 from edgepress.pipeline.bundle import read_bundle
@@ -15,6 +16,7 @@ from edgepress.pipeline.output import OutputError
 from edgepress.pipeline.prepare import UsageError
 from edgepress.pipeline.run import Request, run
 from edgepress.targets.base import CompileFailed, DeviceFailed
+from edgepress.targets.load import load_target
 from tests.pipeline.conftest import World
 
 
@@ -120,6 +122,16 @@ def test_a_device_that_fails_leaves_an_unverified_bundle(
     assert result.evidence is None
     assert str(result.unverified) == "the board caught fire"
     assert read_bundle(float_request.output).evidence is None
+
+
+def test_a_device_that_cannot_measure_layers_is_refused_before_any_work(
+    float_request: Request, tmp_path: Path
+) -> None:
+    absent = dataclasses.replace(load_target("raspberry-pi-4"), emulator="absent-qemu")
+    timed = dataclasses.replace(float_request.recipe, passes=(LowRank(),))
+    with pytest.raises(DeviceFailed, match="absent-qemu"):
+        run(dataclasses.replace(float_request, target=absent, recipe=timed))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_device_that_does_not_fit_is_refused_before_any_work(

@@ -41,6 +41,10 @@ class Misbehaving:
     def name(self) -> str:
         return "misbehaving"
 
+    @property
+    def machine(self) -> str:
+        return self.device.machine
+
     def info(self, folder: Path) -> dict[str, Any]:
         return self.device.info(folder)
 
@@ -54,6 +58,11 @@ class Misbehaving:
     def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
         times = () if self.emulated else (seconds,) * runs
         return Measurement(samples_ms=times, threads=threads or 1, instructions=7)
+
+    def profile(
+        self, folder: Path, *, threads: int | None, seconds: float, runs: int
+    ) -> list[float]:
+        return self.device.profile(folder, threads=threads, seconds=seconds, runs=runs)
 
 
 def judged(world: World, budget: Budget | None = None, **how: Any) -> dict[str, str]:

@@ -1,4 +1,5 @@
 import dataclasses
+import platform
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -8,11 +9,22 @@ import numpy as np
 import pytest
 
 import edgepress.targets.devices.base as devices
-from edgepress.targets.base import DeviceFailed
+from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices import qemu
 from edgepress.targets.devices.base import device_names, open_device
+from edgepress.targets.export import export
 from edgepress.targets.program import Array
-from tests.targets.tiny import ARMV7, HOST, PI4, export_tiny, need, tiny_answer, tiny_feed
+from tests.targets.tiny import (
+    ARMV7,
+    HOST,
+    PI4,
+    compile_c,
+    export_tiny,
+    need,
+    tiny_answer,
+    tiny_feed,
+    tiny_program,
+)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +98,26 @@ def test_local(host: Path) -> None:
     made = device.bench(host, threads=1, seconds=0.001, runs=20)
     assert len(made.samples_ms) >= 20
     assert (made.threads, made.instructions, made.device["name"]) == (1, None, "local")
+    assert not device.emulated
+    assert platform.node() in device.machine
+    calls = device.profile(host, threads=1, seconds=0.001, runs=20)
+    assert len(calls) == 3
+    assert all(0 < ms < 1 for ms in calls)
+
+
+def test_a_profile_is_asked_for_as_a_bench_is(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    said = (
+        '{"runs": 9, "calls": [{"mean_ms": 9, "midmean_ms": 2}, {"mean_ms": 9, "midmean_ms": 3}]}'
+    )
+    model.write_text(f"#!/bin/sh\necho $* >{tmp_path}/arguments\necho '{said}'\n")
+    model.chmod(0o755)
+    device = open_device("local", HOST)
+    assert device.profile(tmp_path, threads=None, seconds=0.5, runs=7) == [2.0, 3.0]
+    asked = (tmp_path / "arguments").read_text().split()
+    assert asked == ["--profile", "--warmup", "0.5", "--seconds", "0.5", "--runs", "7"]
+    device.profile(tmp_path, threads=3, seconds=1, runs=1)
+    assert (tmp_path / "arguments").read_text().split()[-2:] == ["--threads", "3"]
 
 
 def test_many_samples_go_in_parts(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -181,6 +213,71 @@ def test_qemu_counts_instructions_and_never_milliseconds(pi4: Path) -> None:
     assert "cortex-a72" in made[0].device["emulator"]
 
 
+LOOP = r"""
+#include <stdint.h>
+#include <stddef.h>
+static int32_t loop(int turns)
+{
+    for (volatile int i = 0; i < turns; i++) {}
+    return 0;
+}
+int32_t add_one(const float *x, float *y) { (void)x, (void)y; return loop(100); }
+int32_t scale(const float *x, const float *factor, float *y)
+{
+    (void)x, (void)factor, (void)y;
+    return loop(1100);
+}
+int32_t sum(const float *x, const int8_t *offset, int32_t *total)
+{
+    (void)x, (void)offset, (void)total;
+    return loop(3100);
+}
+"""
+
+
+@pytest.mark.parametrize("target", [PI4, ARMV7], ids=lambda target: target.name)
+def test_qemu_counts_the_instructions_of_every_call(tmp_path: Path, target: Target) -> None:
+    need(target.emulator, "qemu-user")
+    code = compile_c(target, LOOP)
+    export(tiny_program(), code, target, tmp_path / "loops", name="loops", tolerances=(0, 0))
+    device = open_device("qemu", target)
+    assert device.emulated
+    assert device.machine == ""
+    counts = [device.profile(tmp_path / "loops", threads=4, seconds=1, runs=9) for _ in range(2)]
+    assert counts[0] == counts[1]
+    first, second, third = counts[0]
+    turn = round((third - second) / 2000)
+    assert 3 <= turn <= 12
+    assert third - second == pytest.approx(2000 * turn, abs=20)
+    assert 0 < second - 1100 * turn < 200, "calling, returning and looking at the clock"
+    assert 0 < first - 100 * turn < 2000, "the first call begins an inference"
+    whole = device.bench(tmp_path / "loops", threads=1, seconds=1, runs=1).instructions
+    assert whole is not None
+    assert whole == pytest.approx(sum(counts[0]), abs=2000)
+
+
+def test_an_uncounted_profile_says_why(pi4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(version: int) -> Path:
+        raise DeviceFailed(f"no version {version}")
+
+    monkeypatch.setattr(qemu, "build_plugin", fail)
+    with pytest.raises(DeviceFailed, match="instructions were not counted: no version 1"):
+        open_device("qemu", PI4).profile(pi4, threads=1, seconds=1, runs=1)
+
+
+@pytest.mark.parametrize("readings", [0, 9, 11])
+def test_a_profile_that_looks_at_the_clock_otherwise_is_an_error(readings: int) -> None:
+    lines = b"".join(b"edgepress-clock %d\n" % count for count in range(readings))
+    with pytest.raises(DeviceFailed, match=f"looked at the clock {readings} times instead of 10"):
+        qemu._per_call(lines, 1)
+
+
+def test_counts_are_those_of_the_second_inference() -> None:
+    # 3 readings before, the start, the end and the next start of either inference, 1 after
+    at = [0, 1, 2, 10, 20, 21, 30, 47, 48, 50]
+    assert qemu._per_call(b"".join(b"edgepress-clock %d\n" % count for count in at), 1) == [17.0]
+
+
 def test_an_uncounted_bench_says_why(pi4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(version: int) -> Path:
         raise DeviceFailed(f"no version {version}")
@@ -208,6 +305,7 @@ def test_the_wrong_board_is_refused_under_qemu(tmp_path: Path) -> None:
         lambda: device.selftest(folder),
         lambda: device.infer(folder, [tiny_feed(0)]),
         lambda: device.bench(folder, threads=1, seconds=1, runs=1),
+        lambda: device.profile(folder, threads=1, seconds=1, runs=1),
     ):
         with pytest.raises(DeviceFailed, match="exited with 3: model: this CPU lacks asimddp"):
             attempt()

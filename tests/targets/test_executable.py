@@ -128,6 +128,41 @@ def test_bench_and_profile(artifact: Artifact) -> None:
     assert [call["node"] for call in profile["calls"]] == ['first */ "node"', "zweitér", "third"]
     for call in profile["calls"]:
         assert call["mean_ms"] == pytest.approx(call["total_ms"] / profile["runs"], abs=1e-6)
+        assert 0 < call["midmean_ms"] < 1
+
+
+def test_a_midmean_leaves_out_the_fastest_and_the_slowest_quarter(tmp_path: Path) -> None:
+    """One kernel sleeps for 40 ms once, for 1 ms else."""
+    kernels = """
+#define _POSIX_C_SOURCE 200809L
+#include <stdint.h>
+#include <stddef.h>
+#include <time.h>
+static int runs;
+int32_t add_one(const float *x, float *y)
+{
+    struct timespec time = {0, runs++ == 2 ? 40000000 : 1000000};
+    (void)x, (void)y;
+    return nanosleep(&time, NULL);
+}
+int32_t scale(const float *x, const float *factor, float *y)
+{
+    return (void)x, (void)factor, (void)y, 0;
+}
+int32_t sum(const float *x, const int8_t *offset, int32_t *total)
+{
+    return (void)x, (void)offset, (void)total, 0;
+}
+"""
+    code, folder = compile_c(HOST, kernels), tmp_path / "slow"
+    export(tiny_program(), code, HOST, folder, name="slow", tolerances=(0, 0))
+    often = ["--warmup", "0", "--seconds", "0", "--runs", "8", "--threads", "1"]
+    profile = ask(folder, "--profile", *often)
+    assert profile["runs"] == 8
+    first = profile["calls"][0]
+    assert first["mean_ms"] >= (40 + 7) / 8
+    assert 1 <= first["midmean_ms"] < first["mean_ms"] - 3
+    assert profile["calls"][1]["midmean_ms"] < 0.5
 
 
 def test_run(artifact: Artifact, tmp_path: Path) -> None:
@@ -245,4 +280,4 @@ def test_valgrind_finds_nothing(artifact: Artifact) -> None:
     command = ["valgrind", "--quiet", "--error-exitcode=9", "--leak-check=full"]
     model = str(artifact.folder / "model")
     run([*command, model, "--selftest", "--threads", "1"])
-    run([*command, model, "--profile", "--runs", "3", "--seconds", "0", "--warmup", "0"])
+    run([*command, model, "--profile", "--runs", "1100", "--seconds", "0", "--warmup", "0"])
