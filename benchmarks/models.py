@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import architectures
 import numpy as np
 import numpy.typing as npt
 import onnx
@@ -197,11 +198,33 @@ def minilm() -> Built:
     )
 
 
+def resnet18() -> Built:
+    """ResNet-18 for ImageNet's shapes, batch dynamic: random weights, so its answers mean nothing.
+
+    The photos go without their labels: what is left to measure is speed, size, and how far a
+    compressed model's outputs are from the original's.
+    """
+    return _untrained(architectures.resnet18)
+
+
+def mobilenetv2() -> Built:
+    """MobileNetV2 1.0 for ImageNet's shapes, batch dynamic: random weights, as `resnet18`."""
+    return _untrained(architectures.mobilenetv2)
+
+
+def _untrained(network: Callable[[Array], onnx.ModelProto]) -> Built:
+    photos = calibration_photos(efficientnet_pixels)
+    others, _ = labelled_photos(efficientnet_pixels)
+    return Built(network(photos), {"input": photos}, {"input": others})
+
+
 MODELS: dict[str, Callable[[], Built]] = {
     "mnist": mnist,
     "squeezenet": squeezenet,
     "efficientnet-lite0": efficientnet_lite0,
     "minilm": minilm,
+    "resnet18": resnet18,
+    "mobilenetv2": mobilenetv2,
 }
 
 
