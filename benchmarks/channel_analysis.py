@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import click
 import numpy as np
@@ -29,7 +30,7 @@ def network() -> ir.Model:
     nodes: list[onnx.NodeProto] = []
     weights: list[onnx.TensorProto] = []
 
-    def node(operator: str, inputs: list[str], **attributes: object) -> str:
+    def node(operator: str, inputs: list[str], **attributes: Any) -> str:
         name = f"{operator}_{len(nodes)}"
         nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
         return name

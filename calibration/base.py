@@ -14,7 +14,8 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +23,7 @@ import numpy.typing as npt
 import edgepress.calibration
 
 Array = npt.NDArray[Any]
+_T = TypeVar("_T")
 _NO_CALIBRATORS = ("base", "importance", "qparams", "samples")
 
 
@@ -108,13 +110,23 @@ def calibrator_class(name: str) -> type[Calibrator]:
             f"Known: {', '.join(calibrator_names())}."
         )
     module = importlib.import_module(f"edgepress.calibration.{name}")
+    return sole_subclass(module, Calibrator)  # type: ignore[type-abstract]
+
+
+def sole_subclass(module: ModuleType, base: type[_T]) -> type[_T]:
+    """Return the one subclass that a module defines, as every file of a registry does.
+
+    Raises TypeError where there is none, or there are several.
+    """
     found = [
         value
         for value in vars(module).values()
         if isinstance(value, type)
-        and issubclass(value, Calibrator)
+        and issubclass(value, base)
         and value.__module__ == module.__name__
     ]
     if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one Calibrator")
+        raise TypeError(
+            f"{module.__name__} must define exactly one {base.__name__}, it defines {len(found)}"
+        )
     return found[0]

@@ -222,7 +222,6 @@ def _count_again(axes: Axes, node: ir.Node, result: list[Axis], after: tuple[int
     def fix(kept: Kept) -> None:
         shape = [n if a is None else int(kept(a).sum()) for a, n in zip(result, after, strict=True)]
         if tuple(shape) != after:
-            node.attributes.pop("allowzero", None)
             set_input(node, 1, np.array(shape, np.int64), f"{node.name}_shape")
 
     axes.on_cut(fix)

@@ -26,7 +26,7 @@ from typing import ClassVar, Protocol
 import onnx_ir as ir
 
 import edgepress.passes
-from edgepress.calibration.base import Samples
+from edgepress.calibration.base import Samples, sole_subclass
 
 _NO_PASSES = ("analysis", "base")
 
@@ -190,16 +190,7 @@ def pass_class(name: str) -> type[Pass]:
     if name not in pass_names():
         raise UnknownPass(name)
     module = importlib.import_module(f"edgepress.passes.{name.replace('-', '_')}")
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Pass)
-        and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one Pass, it defines {len(found)}")
-    return found[0]
+    return sole_subclass(module, Pass)  # type: ignore[type-abstract]
 
 
 def refresh_shapes(model: ir.Model, pass_name: str) -> None:

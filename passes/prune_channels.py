@@ -51,11 +51,12 @@ class PruneChannels(Pass):
             match a node's whole name, to the share of those layers' channels.
         of: what the share is of: "channels", or "macs", the multiply-accumulates of the model.
         ranking: "global" compares channels of all groups, each group's scores divided by their
-            mean; "local" removes the same share of every group. A table of amounts is local.
+            mean, and for "macs" by the work that goes with them; no group is emptied far beyond
+            the others. "local" removes the same share of every group. A table of amounts is local.
         importance: which channels matter least: "l1", "l2", "batch_norm", "geometric_median" or
             "random"; with samples also "thinet" and "taylor".
-        align: what remains of a group is a multiple of this many channels, or all of them; None
-            takes the target's vector width in floats.
+        align: what remains of a layer is a multiple of this many channels, or all of them; unset
+            takes as many as a vector of the target holds in float32.
         min_channels: no group keeps fewer.
         recover: what is done to the layers that remain, without labels: "least-squares" refits
             their weights to what they computed before, "bias" only the mean of every channel,
@@ -90,9 +91,9 @@ class PruneChannels(Pass):
             raise PassRefused(
                 self.name, "of", "'macs' takes a single amount for the whole model; give a number."
             )
-        for name in ("align", "min_channels"):
-            if (given := getattr(self, name)) is not None and given < 1:
-                raise PassRefused(self.name, name, f"it is {given}; it must be at least 1.")
+        for name, least in (("align", 1), ("min_channels", 1), ("seed", 0)):
+            if (given := getattr(self, name)) is not None and given < least:
+                raise PassRefused(self.name, name, f"it is {given}; it must be at least {least}.")
         self._importance()
 
     @property
@@ -113,15 +114,28 @@ class PruneChannels(Pass):
             "macs_before": round(macs(np.empty(0, np.int64))),
             "macs_after": round(macs(cuts)),
         }
+        notes = self._notes(stats)
         if not len(cuts):
-            return Outcome(model=model, modified=False, stats=stats, skipped=skipped)
+            return Outcome(model=model, modified=False, stats=stats, skipped=skipped, notes=notes)
         original = model.clone()
         kept = _kept(model, axes, cuts)
         cut(model, axes, cuts.tolist())
         _forget_gammas(model)
         refresh_shapes(model, self.name)
-        notes = self._recover(original, model, kept, context)
+        notes += self._recover(original, model, kept, context)
         return Outcome(model=model, modified=True, stats=stats, skipped=skipped, notes=notes)
+
+    def _notes(self, stats: dict[str, int | float]) -> list[str]:
+        """Say where less could be cut than was asked for."""
+        if self.of == "channels" or isinstance(self.amount, dict) or not stats["macs_before"]:
+            return []
+        saved = 1 - stats["macs_after"] / stats["macs_before"]
+        if saved >= self.amount - 1e-9:
+            return []
+        return [
+            f"only {saved:.0%} of the multiply-accumulates could be cut, {self.amount:.0%} were "
+            "asked for; `align` and `min_channels` keep the rest, and the layers that are skipped."
+        ]
 
     def _plan(
         self, model: ir.Model, axes: Axes, context: Context

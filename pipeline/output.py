@@ -41,9 +41,7 @@ def refuse_existing(path: Path, *, overwrite: bool) -> None:
     if not exists:
         return
     if not overwrite:
-        raise OutputError(
-            f"{path} exists; give another name, or --overwrite to replace it."
-        )
+        raise OutputError(f"{path} exists; give another name, or --overwrite to replace it.")
     if path.is_symlink():
         raise OutputError(f"{path} is a symbolic link, which is not replaced; give another name.")
 

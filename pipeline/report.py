@@ -50,7 +50,11 @@ def changes(step: StepRecord) -> str:
     """Say in a few words what a pass did."""
     if not step.modified and not any(step.stats.values()):
         return "nothing"
-    figures = [f"{name} {value:g}" for name, value in step.stats.items() if value]
+    figures = [
+        f"{name} {f'{value:g}' if abs(value) < 1e5 else quantity(value)}"
+        for name, value in step.stats.items()
+        if value
+    ]
     if step.skipped:
         figures.append(f"skipped {len(step.skipped)}")
     return ", ".join(figures) or "yes"

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import edgepress.calibration.importance
-from edgepress.calibration.base import Array, CalibrationError
+from edgepress.calibration.base import Array, CalibrationError, sole_subclass
 
 #: What an importance may need beyond weights; all but `gammas` need samples.
 NEEDS = ("gammas", "contributions", "first_order")
@@ -48,6 +48,15 @@ class GroupEvidence:
     contributions: Array | None = None
     first_order: Array | None = None
     seed: int = 0
+
+    def weights(self) -> list[Array]:
+        """Return the weights of the producers. Raises CalibrationError where none are known."""
+        if not self.producers:
+            raise CalibrationError(
+                "the group has no producers, so its channels have no weights to rank by; "
+                "leave it whole."
+            )
+        return self.producers
 
 
 class Importance(ABC):
@@ -83,14 +92,4 @@ def importance(name: str) -> Importance:
             f"no importance is called {name!r}.{hint} Known: {', '.join(known)}."
         )
     module = importlib.import_module(f"edgepress.calibration.importance.{name}")
-    found = [
-        value
-        for value in vars(module).values()
-        if isinstance(value, type)
-        and issubclass(value, Importance)
-        and value.__module__ == module.__name__
-    ]
-    if len(found) != 1:
-        raise TypeError(f"{module.__name__} must define exactly one Importance")
-    made: Importance = found[0]()
-    return made
+    return sole_subclass(module, Importance)()  # type: ignore[type-abstract]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepress.calibration.base import Array, CalibrationError
+from edgepress.calibration.base import Array
 from edgepress.calibration.importance.base import GroupEvidence, Importance
 
 
@@ -23,13 +23,8 @@ class GeometricMedian(Importance):
         It takes `channels² · parameters` operations and `[channels, channels]` of memory. Raises
         CalibrationError where no producer's weights are known.
         """
-        if not group.producers:
-            raise CalibrationError(
-                "the group has no producers, so its channels have no weights to rank by; "
-                "leave it whole."
-            )
         squares = np.zeros((group.channels, group.channels))
-        for weights in group.producers:
+        for weights in group.weights():
             rows = weights.astype(np.float64)
             norm = float(np.linalg.norm(rows))
             if norm == 0:

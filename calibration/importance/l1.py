@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepress.calibration.base import Array, CalibrationError
+from edgepress.calibration.base import Array
 from edgepress.calibration.importance.base import GroupEvidence, Importance
 
 
@@ -21,12 +21,7 @@ class L1(Importance):
 
         Raises CalibrationError where no producer's weights are known.
         """
-        if not group.producers:
-            raise CalibrationError(
-                "the group has no producers, so its channels have no weights to rank by; "
-                "leave it whole."
-            )
         scores = np.zeros(group.channels)
-        for weights in group.producers:
+        for weights in group.weights():
             scores += np.abs(weights).mean(axis=1, dtype=np.float64)
         return scores

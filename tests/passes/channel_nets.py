@@ -301,7 +301,7 @@ def tiled(b: Builder, x: str, c: int) -> tuple[str, int]:
 
 def left_products(b: Builder, x: str, c: int) -> tuple[str, int]:
     """Constants on the left: for all, and one per head."""
-    x = b.op("Reshape", [b.conv(x, c, 9), b.ints(1, 9, 36)])
+    x = b.op("Reshape", [b.conv(x, c, 9), b.ints(1, 9, 36)], allowzero=1)
     x = b.op("Reshape", [b.op("MatMul", [b.weight(12, 9), x]), b.ints(1, 3, 4, 36)])
     x = b.op("MatMul", [b.weight(3, 5, 4), x])
     return b.op("Reshape", [x, b.ints(1, 15, 6, 6)]), 15

@@ -245,6 +245,13 @@ def test_notes_say_what_recovery_did() -> None:
     assert prune(small(), Context(samples=images(8)), recover="none").notes == []
 
 
+def test_macs_that_could_not_be_cut_are_told() -> None:
+    outcome = prune(small(), amount=0.9, of="macs", align=16, recover="none")
+    assert outcome.modified
+    (note,) = outcome.notes
+    assert re.match(r"only \d\d% of the multiply-accumulates could be cut, 90% were asked", note)
+
+
 def test_nothing_to_cut_changes_nothing() -> None:
     model = small()
     text = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -279,6 +286,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"amount": {"Conv_0": 0.5}, "of": "macs"}, "of: 'macs' takes a single amount"),
     ({"align": 0}, "align: it is 0; it must be at least 1"),
     ({"min_channels": 0}, "min_channels: it is 0"),
+    ({"seed": -1}, "seed: it is -1; it must be at least 0"),
     ({"importance": "l3"}, "importance: no importance is called 'l3'. Did you mean"),
 ]  # fmt: skip
 
