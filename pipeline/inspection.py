@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from edgepress.pipeline.report import facts, quantity, size
 from edgepress.pipeline.snapshot import Snapshot
 from edgepress.targets.lowering.integers import is_quantized
 from edgepress.targets.reference import Reference
+
+FEW = 6  # names in a cell of a table
 
 
 def inspect(
@@ -120,6 +122,13 @@ def show(found: Mapping[str, Any], screen: Console) -> None:
         screen.print(Text(found["note"]))
 
 
+def _few(names: Sequence[str]) -> str:
+    """Write names one a line; of many only the first, since `--json` has them all."""
+    shown = names if len(names) <= FEW else names[: FEW - 1]
+    more = [f"… and {len(names) - len(shown)} more"] if len(shown) < len(names) else []
+    return "\n".join([*shown, *more])
+
+
 def _show_channels(found: Mapping[str, Any], screen: Console) -> None:
     """Print a row per group; the first of its layers is its name."""
     table = Table(show_lines=True)
@@ -134,8 +143,8 @@ def _show_channels(found: Mapping[str, Any], screen: Console) -> None:
             Text(group["name"]),
             f"{count} × {width}" if width > 1 else str(count),
             Text(f"{much}: {group['why']}" if group["why"] else much),
-            Text("\n".join(group["layers"][1:])),
-            Text("\n".join(group["readers"])),
+            Text(_few(group["layers"][1:])),
+            Text(_few(group["readers"])),
         )
     screen.print(table)
     free = sum(group["free"] > 0 for group in found["groups"])

@@ -300,3 +300,18 @@ def test_a_plot_is_replaced_where_that_is_asked_for(
     arguments = ("inspect", files / "net.onnx", "--sensitivity", "--calib", files / "x.npz")
     assert edgepress(*arguments, "--plot", plot, "--overwrite")[0] == 0
     assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_of_many_layers_only_the_first_are_shown(edgepress: Edgepress, tmp_path: Path) -> None:
+    blocks = [f"r{i} = Conv(v{i}, b) v{i + 1} = Add(v{i}, r{i})" for i in range(9)]
+    body = " ".join(["v0 = Conv(x, a)", *blocks, "y = Conv(v9, c)"])
+    weights = {"a": random(8, 3, 1, 1), "b": random(8, 8, 1, 1), "c": random(2, 8, 1, 1)}
+    model = net("(float[1,3,4,4] x) => (float[1,2,4,4] y)", body, weights)
+    ir.save(model, tmp_path / "deep.onnx")
+    code, out, _ = edgepress("inspect", tmp_path / "deep.onnx", "--channels")
+    assert code == 0
+    # nine layers are cut with the first, and as many and the last one read them
+    assert "… and 4 more" in out
+    assert "… and 5 more" in out
+    assert "Conv_9" in out
+    assert "Conv_13" not in out
