@@ -13,6 +13,18 @@ from edgepress.passes._constants import constant, set_input
 from edgepress.passes._shapes import shape_of
 
 Rule = Callable[[Axes, ir.Node], None]
+#: What fused query, key and value pass on their way to where they are taken apart.
+_IN_ORDER = (
+    "Add",
+    "Cast",
+    "DequantizeLinear",
+    "Div",
+    "Mul",
+    "QuantizeLinear",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+)
 #: The axes of an operand, and its shape.
 Operand = tuple[Sequence[Axis], tuple[int, ...]]
 
@@ -282,17 +294,51 @@ def _regroup(
 def _split_axis(node: ir.Node, new: slice) -> int:
     """Return which of the axes `new`, that a node splits channels into, may be cut.
 
-    That is the first, which counts heads, or the one behind the 3 of fused query, key and value. In
-    a channel shuffle it is the second: equal positions of all groups go, as in the grouped
+    That is the first, which counts heads, or the one behind fused query, key and value. In a
+    channel shuffle it is the second: equal positions of all groups go, as in the grouped
     convolution before it.
     """
-    after = shape_of(node.outputs[0])
-    wide = [place for place in range(*new.indices(len(after))) if after[place] > 1]
-    second = (len(wide) > 2 and after[wide[0]] == 3) or (
-        len(wide) == 2 and _is_shuffle(node, *wide)
-    )
+    y = node.outputs[0]
+    after = shape_of(y)
     first, _, _ = new.indices(len(after))
-    return wide[1 if second else 0] - first
+    wide = [place for place in range(*new.indices(len(after))) if after[place] > 1]
+    if len(wide) == 2 and _is_shuffle(node, *wide):
+        return wide[1] - first
+    whole = [place for place in wide if not _is_taken_apart(y, place)]
+    return (whole or wide)[0] - first
+
+
+def _is_taken_apart(value: ir.Value, place: int) -> bool:
+    """Whether every reader picks from this axis: it holds things side by side, no channels.
+
+    Looks through Transposes, and through what leaves the axes that are wider than 1 in order.
+    """
+    extents = shape_of(value)
+
+    def picks(user: ir.Node) -> bool:
+        y = user.outputs[0]
+        if user.op_type in ("Gather", "Split"):
+            return user.attributes.get_int("axis", 0) % len(extents) == place
+        if user.op_type == "Slice":
+            along = constant(user.inputs[3]) if len(user.inputs) > 3 else None
+            listed = range(len(extents)) if along is None else along.tolist()
+            return [axis % len(extents) for axis in listed] == [place]
+        if user.op_type == "Transpose":
+            return _is_taken_apart(y, _order(user).index(place))
+        computed = [given for given in user.inputs if given and constant(given) is None]
+        if user.op_type not in _IN_ORDER or len(computed) > 1:
+            return False
+        before, after = _wide(extents), _wide(shape_of(y))
+        same = [extents[axis] for axis in before] == [shape_of(y)[axis] for axis in after]
+        return same and _is_taken_apart(y, after[before.index(place)])
+
+    users = value.consumers()
+    return bool(users) and all(map(picks, users))
+
+
+def _wide(extents: Sequence[int]) -> list[int]:
+    """Return the axes that hold more than one element."""
+    return [place for place, extent in enumerate(extents) if extent > 1]
 
 
 def _is_shuffle(node: ir.Node, one: int, other: int) -> bool:

@@ -38,7 +38,7 @@ _FROM_SAMPLES = frozenset({"contributions", "first_order"})
 
 @dataclass(frozen=True, kw_only=True)
 class PruneChannels(Pass):
-    """Removes whole channels, attention heads and hidden units.
+    """Remove whole channels, attention heads and hidden units.
 
     Channels that must be cut together, through residual additions, concatenations, depthwise
     convolutions and so on, are found first (`edgepress inspect MODEL --channels` prints them). An

@@ -153,7 +153,7 @@ class QuantizeInt8(Pass):
                 self.name,
                 f"value {value.name!r}",
                 f"no calibrated range for value {value.name!r}; "
-                "put `calibrate` before `quantize-int8`.",
+                "put `calibrate` right before `quantize-int8`: passes between may drop ranges.",
             )
         return found
 

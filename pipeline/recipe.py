@@ -155,7 +155,8 @@ class _Reader:
     def error(self, where: tuple[str | int, ...], what: str) -> RecipeError:
         while where and where not in self.lines:
             where = where[:-1]
-        return RecipeError(f"{self.source}:{self.lines.get(where, 1)}: {what}.")
+        end = "" if what.endswith("?") else "."
+        return RecipeError(f"{self.source}:{self.lines.get(where, 1)}: {what}{end}")
 
     def known(
         self, table: dict[str, Any], names: Iterable[str], where: tuple[str | int, ...]
@@ -219,9 +220,10 @@ def _convert(value: Any, hint: Any) -> Any:
                 return origin(_convert(v, kind) for v, kind in zip(value, kinds, strict=True))
         raise TypeError(f"a list of {_describe(arguments[0])}")
     if origin is dict:
-        if isinstance(value, dict):
+        try:
             return {key: _convert(item, arguments[1]) for key, item in value.items()}
-        raise TypeError("a table")
+        except (AttributeError, TypeError):
+            raise TypeError(f"a table in which each value is {_describe(arguments[1])}") from None
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is hint:

@@ -393,7 +393,7 @@ def cnn(blocks: list[Block], seed: int) -> ir.Model:
     return b.model((1, 3, 6, 6), b.op("Gemm", [x, b.weight(4, 11), b.weight(4)], transB=1))
 
 
-Attention = Literal["separate", "fused", "grouped", "tiled", "single"]
+Attention = Literal["separate", "fused", "stacked", "paired", "grouped", "tiled", "single"]
 TOKENS, WIDTH, HEADS = 5, 24, 4
 
 
@@ -401,7 +401,9 @@ def transformer(attention: Attention, seed: int, norm: str = "LayerNormalization
     """Embed tokens, one encoder block, and the embedding again as head.
 
     Heads, hidden units and the width of the embedding can be cut. "grouped" and "tiled" have half
-    as many heads for keys and values, "single" has one head in all.
+    as many heads for keys and values, "single" has one head in all. "stacked" takes query, key and
+    value apart before it splits them into heads, as torch's MultiheadAttention does; "paired" fuses
+    keys and values only.
     """
     b = Builder(seed)
     table = b.weight(7, WIDTH)
@@ -431,6 +433,20 @@ def _query_key_value(b: Builder, x: str, attention: Attention) -> list[str]:
         qkv = b.op("Reshape", [qkv, b.ints(1, TOKENS, 3, HEADS, WIDTH // HEADS)])
         qkv = b.op("Transpose", [qkv], perm=[2, 0, 3, 1, 4])
         return [b.op("Gather", [qkv, b.constant(np.array(i))], axis=0) for i in range(3)]
+    if attention == "stacked":
+        qkv = b.op("MatMul", [x, b.weight(WIDTH, 3 * WIDTH)])
+        qkv = b.op("Unsqueeze", [b.op("Reshape", [qkv, b.ints(TOKENS, 1, 3, WIDTH)]), b.ints(0)])
+        qkv = b.op("Squeeze", [b.op("Transpose", [qkv], perm=[3, 1, 2, 0, 4]), b.ints(-2)])
+        parts = [b.op("Gather", [qkv, b.constant(np.array(i))], axis=0) for i in range(3)]
+        split_up = [b.op("Reshape", [part, b.ints(1, TOKENS, HEADS, -1)]) for part in parts]
+        return [b.op("Transpose", [part], perm=[0, 2, 1, 3]) for part in split_up]
+    if attention == "paired":
+        kv = b.op("MatMul", [x, b.weight(WIDTH, 2 * WIDTH)])
+        kv = b.op("Reshape", [kv, b.ints(TOKENS, 2, HEADS, WIDTH // HEADS)])
+        kv = b.op("Mul", [b.op("Transpose", [kv], perm=[1, 2, 0, 3]), b.full(0.5, 1)])
+        ends = ((0, 1), (1, 2))
+        cut = [b.op("Slice", [kv, *(b.ints(n) for n in (*end, 0))]) for end in ends]
+        return [_heads(b, x, HEADS, WIDTH // HEADS), *cut]
     if attention == "single":
         return [_heads(b, x, 1, WIDTH) for _ in range(3)]
     if attention == "separate":

@@ -66,7 +66,8 @@ def _write_out(graph: ir.Graph, node: ir.Node, stays: Array) -> None:
     x, scale, shift = (*node.inputs, None)[:3]
     name = node.outputs[0].name
     mask = _constant(graph, f"{name}_mask", stays.astype(np.float32))
-    share = _constant(graph, f"{name}_share", np.array(1 / stays.sum(), np.float32))
+    divisor = stays.sum(axis=-1, keepdims=True)
+    share = _constant(graph, f"{name}_share", (1 / divisor).astype(np.float32))
     number = np.array(node.attributes.get_float("epsilon", 1e-5), np.float32)
     epsilon = _constant(graph, f"{name}_epsilon", number)
     last = _constant(graph, f"{name}_axis", np.array([-1], np.int64))

@@ -16,7 +16,9 @@ from tests.passes import channel_nets as nets
 from tests.passes.channel_nets import BLOCKS, Attention, Block, Builder, cnn, transformer
 from tests.passes.channel_oracle import assert_pruned_equals_masked
 
-ATTENTIONS: tuple[Attention, ...] = ("separate", "fused", "grouped", "tiled", "single")
+ATTENTIONS: tuple[Attention, ...] = (
+    "separate", "fused", "stacked", "paired", "grouped", "tiled", "single",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: block.__name__)
@@ -102,6 +104,8 @@ def test_the_groups_of_a_block(block: Block, groups: list[tuple[int, int, int]])
     [
         ("separate", [(4, 4, 6)]),
         ("fused", [(4, 4, 18)]),
+        ("stacked", [(4, 4, 18)]),
+        ("paired", [(4, 4, 12)]),
         ("grouped", [(2, 2, 12)]),
         ("tiled", [(2, 2, 12)]),
         # query and key, value and output; the position biases of the only head
@@ -113,6 +117,15 @@ def test_the_groups_of_a_transformer(
 ) -> None:
     found = analyse(transformer(attention, 0)).groups()
     assert described(found) == [(24, 24, 1), *groups, (40, 40, 1)]
+
+
+def test_an_axis_that_a_layer_reads_before_it_is_split_is_one_of_channels() -> None:
+    b = Builder(0)
+    x = b.op("Reshape", [b.op("Gemm", ["x", b.weight(3, 96)]), b.ints(1, 4, 4, 6)])
+    halves = b.op("Split", [b.relu(b.conv(x, 4, 4, 3)), b.ints(2, 2)], outputs=2, axis=1)
+    groups = analyse(b.model((1, 3), b.conv(b.op("Mul", halves), 2, 3))).groups()
+    # pixels are no channels: the Gemm can lose the images that the convolution reads
+    assert described(groups) == [(4, 4, 24), (2, 2, 2), (3, 0, 1)]
 
 
 def names(group: Group) -> tuple[list[str], list[str]]:

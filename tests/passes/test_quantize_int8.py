@@ -298,7 +298,9 @@ def test_options_that_make_no_sense_are_refused(options: dict[str, Any], message
 
 def test_a_missing_range_is_refused_by_name() -> None:
     model = conv_relu()
-    with pytest.raises(PassRefused, match="no calibrated range for value 'x'; put `calibrate`"):
+    with pytest.raises(
+        PassRefused, match="no calibrated range for value 'x'; put `calibrate` right"
+    ):
         QuantizeInt8().requires(model, Context())
     model.graph.inputs[0].meta["range"] = Range(-1.0, 1.0)
     with pytest.raises(PassRefused, match="no calibrated range for value 'y'"):

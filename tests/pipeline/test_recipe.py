@@ -64,6 +64,16 @@ mean = [0.5, 0.5, 0.5]
             4,
             ("percentile is 'x'", "a number"),
         ),
+        (
+            "schema = 1\n[[pass]]\nname = 'prune-channels'\namount = { a = 'x' }\n",
+            4,
+            ("{'a': 'x'}", "a number or a table in which each value is a number."),
+        ),
+        (
+            "schema = 1\n[[pass]]\nname = 'prune-channels'\namount = 'x'\n",
+            4,
+            ("'x'", "a number or a table in which"),
+        ),
         ("schema = 1\n[budget]\nlatency = 3\n", 3, ("'latency'", "'latency_ms'")),
         ("schema = 1\n[budget]\nlatency_ms = true\n", 3, ("True", "a number")),
         ("schema = 1\n[budget]\nsize_bytes = -1\n", 3, ("not negative",)),
@@ -79,6 +89,8 @@ def test_a_mistake_is_named_with_its_line(text: str, line: int, words: tuple[str
     assert message.startswith(f"my.toml:{line}: ")
     for word in words:
         assert word in message
+    assert message.endswith((".", "?"))
+    assert "?." not in message
 
 
 def test_a_recipe_that_is_not_there(tmp_path: Path) -> None:
