@@ -140,10 +140,12 @@ def _mend(site: _Site, pairs: _Pairs, replay: Replay, method: Method) -> bool:
         if biased:
             _shift(site.nodes, pairs.mean_residual())
         return biased
-    change = fit(_folds(site, pairs, replay), biased=biased)
+    basis = _basis(site, replay)
+    change = fit(_folds(site, pairs, replay, basis), biased=biased)
     if change is None:
         return False
-    _add(site.nodes[0], change[..., :-1])
+    weights = change[..., :-1]
+    _add(site.nodes[0], weights if basis is None else weights @ basis.swapaxes(1, 2))
     if biased:
         _shift(site.nodes, change[..., -1].reshape(-1))
     return True
@@ -185,12 +187,34 @@ def _rows(values: Array, axis: int) -> Array:
     return np.moveaxis(values, axis, -1).reshape(-1, values.shape[axis])
 
 
-def _folds(site: _Site, pairs: _Pairs, replay: Replay) -> list[Sums]:
+def _limit(replay: Replay) -> int:
+    """Return how many positions of a sample are looked at."""
+    return min(SAMPLE_POSITIONS, max(1, POSITIONS // len(replay.values)))
+
+
+def _basis(site: _Site, replay: Replay) -> Array | None:
+    """Return `[groups, n, rank]`: columns that span all patches, where these are fewer than n.
+
+    The best change lies in that span, since a penalty only shortens it; so to solve for its
+    coordinates there is exact, and takes rank³ operations instead of n³.
+    """
+    node, limit = site.nodes[0], _limit(replay)
+    first = patches(node, replay.values[0][site.source], limit)
+    if first.shape[1] * len(replay.values) >= first.shape[2]:
+        return None
+    found = [patches(node, values[site.source], limit) for values in replay.values]
+    spanned: Array = np.concatenate(found, axis=1).swapaxes(1, 2).astype(np.float64)
+    return np.asarray(np.linalg.qr(spanned)[0])
+
+
+def _folds(site: _Site, pairs: _Pairs, replay: Replay, basis: Array | None) -> list[Sums]:
     """Sum up what the regression needs, every fourth sample together."""
-    folds = [Sums() for _ in range(FOLDS)]
-    limit = min(SAMPLE_POSITIONS, max(1, POSITIONS // len(replay.values)))
+    folds: list[Sums] = []
+    limit = _limit(replay)
     for index, (target, output) in enumerate(pairs):
         read = patches(site.nodes[0], replay.values[index][site.source], limit)
+        folds += [Sums(size=read.shape[2])] if index < FOLDS else []
+        read = read if basis is None else read @ basis
         chosen = spread(len(target), limit)
         residual = target[chosen].astype(np.float64) - output[chosen]
         grouped = residual.reshape(len(chosen), len(read), -1).transpose(1, 2, 0)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -27,11 +27,14 @@ class Sums:
     """What the regression needs to know of some samples.
 
     Attributes:
+        size: inputs of the layer; n may be less, where patches are given in a basis of all that
+            occur.
         gram: `[groups, n+1, n+1]` float64: `Σ [p;1][p;1]ᵀ`.
         cross: `[groups, out/groups, n+1]` float64: `Σ r [p;1]ᵀ`.
         count: positions in the sums.
     """
 
+    size: int
     gram: Array = field(default_factory=lambda: np.zeros(()))
     cross: Array = field(default_factory=lambda: np.zeros(()))
     count: int = 0
@@ -49,10 +52,20 @@ class Sums:
         self.count += patches.shape[1]
 
     def __add__(self, other: Sums) -> Sums:
-        return Sums(self.gram + other.gram, self.cross + other.cross, self.count + other.count)
+        return replace(
+            self,
+            gram=self.gram + other.gram,
+            cross=self.cross + other.cross,
+            count=self.count + other.count,
+        )
 
     def __sub__(self, other: Sums) -> Sums:
-        return Sums(self.gram - other.gram, self.cross - other.cross, self.count - other.count)
+        return replace(
+            self,
+            gram=self.gram - other.gram,
+            cross=self.cross - other.cross,
+            count=self.count - other.count,
+        )
 
     def loss(self, change: Array) -> float:
         """Return by how much a change `[groups, out/groups, n+1]` raises the squared residual."""
@@ -91,13 +104,12 @@ def _solve(sums: Sums, penalty: float, *, biased: bool) -> Array:
         return np.concatenate([np.zeros_like(cross[..., :-1]), shift], axis=-1)
     covariance = gram[:, :-1, :-1] - mean.swapaxes(1, 2) * mean
     cross = cross[..., :-1] - shift * mean
-    size = covariance.shape[-1]
-    square = np.trace(gram[:, :-1, :-1], axis1=1, axis2=2) / size
-    variance = np.trace(covariance, axis1=1, axis2=2) / size
+    square = np.trace(gram[:, :-1, :-1], axis1=1, axis2=2) / sums.size
+    variance = np.trace(covariance, axis1=1, axis2=2) / sums.size
     # a group whose input never varies gets a penalty all the same
     variance = np.maximum(variance, _LEAST_VARIANCE * square)
     variance = np.where(variance > 0, variance, 1.0)[:, None, None]
-    ridged = covariance + penalty * variance * np.eye(size)
+    ridged = covariance + penalty * variance * np.eye(covariance.shape[-1])
     weights = np.linalg.solve(ridged, cross.swapaxes(1, 2)).swapaxes(1, 2)
     bias = shift - (weights * mean).sum(axis=-1, keepdims=True)
     return np.concatenate([weights, bias], axis=-1)

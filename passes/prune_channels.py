@@ -80,11 +80,13 @@ class PruneChannels(Pass):
         amounts = self.amount.values() if isinstance(self.amount, dict) else [self.amount]
         for amount in amounts:
             if not 0 <= amount < 1:
+                why = "which would empty a group" if amount >= 1 else "which is no share"
                 raise PassRefused(
-                    self.name,
-                    "amount",
-                    f"it is {amount:g}, which would empty a group; give 0 to below 1.",
+                    self.name, "amount", f"it is {amount:g}, {why}; give 0 to below 1."
                 )
+        if not amounts:
+            why = 'the table is empty; write a share, or a table such as {"conv.*" = 0.5}.'
+            raise PassRefused(self.name, "amount", why)
         if isinstance(self.amount, dict):
             demand_regular_expressions(self.name, "amount of", self.amount)
         if isinstance(self.amount, dict) and self.of == "macs":
@@ -114,7 +116,7 @@ class PruneChannels(Pass):
             "macs_before": round(macs(np.empty(0, np.int64))),
             "macs_after": round(macs(cuts)),
         }
-        notes = self._notes(stats)
+        notes = self._notes(stats, skipped)
         if not len(cuts):
             return Outcome(model=model, modified=False, stats=stats, skipped=skipped, notes=notes)
         original = model.clone()
@@ -125,8 +127,10 @@ class PruneChannels(Pass):
         notes += self._recover(original, model, kept, context)
         return Outcome(model=model, modified=True, stats=stats, skipped=skipped, notes=notes)
 
-    def _notes(self, stats: dict[str, int | float]) -> list[str]:
+    def _notes(self, stats: dict[str, int | float], skipped: list[tuple[str, str]]) -> list[str]:
         """Say where less could be cut than was asked for."""
+        if not stats["channels"] and self.amount and skipped:
+            return [f"no channel could be cut: {skipped[-1][0]}: {skipped[-1][1]}."]
         if self.of == "channels" or isinstance(self.amount, dict) or not stats["macs_before"]:
             return []
         saved = 1 - stats["macs_after"] / stats["macs_before"]
@@ -254,6 +258,8 @@ class PruneChannels(Pass):
         method = "bias" if self.recover == "bias" else "least-squares"
         left = recover(self.name, original, model, kept, context.samples, context, method=method)
         refresh_shapes(model, self.name)
+        if not left:
+            return ["nothing could be refitted: no layer has float weights of its own."]
         worst = sorted(left, key=lambda name: -left[name])[:3]
         listed = ", ".join(f"{name} {left[name]:.0%}" for name in worst)
         return [f"refitted by {method}; the largest relative errors that are left: {listed}."]
@@ -262,7 +268,9 @@ class PruneChannels(Pass):
 def _why_not(group: Group, align: int) -> str:
     if not len(group.free):
         return group.why
-    return f"its {len(group.channels)} channels fill no more than one vector of {align}"
+    count = len(group.channels)
+    what = f"its {count} channels fill" if count > 1 else "its only channel fills"
+    return f"{what} no more than one vector of {align}"
 
 
 def _kept(model: ir.Model, axes: Axes, cuts: Ids) -> dict[str, list[Ids | None]]:

@@ -252,6 +252,22 @@ def test_macs_that_could_not_be_cut_are_told() -> None:
     assert re.match(r"only \d\d% of the multiply-accumulates could be cut, 90% were asked", note)
 
 
+def test_quantized_weights_are_cut_and_not_refitted() -> None:
+    body = """w = DequantizeLinear <axis=0> (wq, s) v = DequantizeLinear <axis=0> (vq, t)
+              a = Conv(x, w) r = Relu(a) b = Conv(r, v) g = GlobalAveragePool(b) y = Flatten(g)"""
+    integers = np.random.default_rng(0).integers(-127, 128, 500).astype(np.int8)
+    weights: dict[str, Array] = {
+        "wq": integers[:24].reshape(8, 3, 1, 1), "s": np.full(8, 0.01, np.float32),
+        "vq": integers[:80].reshape(10, 8, 1, 1), "t": np.full(10, 0.01, np.float32),
+    }  # fmt: skip
+    model = net(SIGNATURE, body, weights)
+    refresh_shapes(model, "test")
+    outcome = prune(model, Context(samples=images(8)), amount=0.5)
+    assert weight(outcome.model, "wq").shape == (4, 3, 1, 1)
+    assert weight(outcome.model, "s").shape == (4,)
+    assert outcome.notes == ["nothing could be refitted: no layer has float weights of its own."]
+
+
 def test_nothing_to_cut_changes_nothing() -> None:
     model = small()
     text = ir.to_proto(model).SerializeToString(deterministic=True)
@@ -260,6 +276,8 @@ def test_nothing_to_cut_changes_nothing() -> None:
     assert not outcome.modified
     assert ir.to_proto(outcome.model).SerializeToString(deterministic=True) == text
     assert ("Conv_0", "its 32 channels fill no more than one vector of 64") in outcome.skipped
+    (note,) = outcome.notes
+    assert note == "no channel could be cut: Gemm_9: y is an output of the model."
 
 
 def test_operators_without_a_rule_are_named() -> None:
@@ -281,7 +299,9 @@ def test_a_table_cuts_only_what_it_names() -> None:
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"amount": 1.0}, "amount: it is 1, which would empty a group"),
-    ({"amount": -0.1}, "amount: it is -0.1"),
+    ({"amount": -0.1}, "amount: it is -0.1, which is no share"),
+    ({"amount": float("nan")}, "amount: it is nan, which is no share"),
+    ({"amount": {}}, "amount: the table is empty"),
     ({"amount": {"Conv_0": 1.5}}, "would empty a group"),
     ({"amount": {"Conv_0": 0.5}, "of": "macs"}, "of: 'macs' takes a single amount"),
     ({"align": 0}, "align: it is 0; it must be at least 1"),

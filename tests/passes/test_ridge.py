@@ -33,7 +33,7 @@ def together(folds: Folds) -> tuple[Array, Array]:
 def sums(folds: Folds) -> list[Sums]:
     made = []
     for patches, residual in folds:
-        made.append(Sums())
+        made.append(Sums(size=patches.shape[2] - 1))
         half = patches.shape[1] // 2
         made[-1].add(patches[:, :half], residual[..., :half])
         made[-1].add(patches[:, half:], residual[..., half:])
@@ -105,8 +105,27 @@ def test_an_input_that_never_varies_gets_only_a_bias(level: float) -> None:
 def test_the_loss_is_that_of_the_residual() -> None:
     ((patches, residual),) = data(5, groups=2, outputs=3, size=4, rows=50, noise=1.0)[:1]
     change = np.random.default_rng(0).standard_normal((2, 3, 5))
-    whole = Sums()
+    whole = Sums(size=4)
     whole.add(patches, residual)
     left = residual - change @ patches.swapaxes(1, 2)
     want = float(np.square(left).sum() - np.square(residual).sum())
     assert whole.loss(change) == pytest.approx(want)
+
+
+def test_in_a_basis_of_all_patches_the_change_is_the_same() -> None:
+    """20 patches of 50 inputs span 20 dimensions: there the answer is the same, turned."""
+    rng = np.random.default_rng(2)
+    hidden = rng.standard_normal((4, 1, 5, 4)) + 0.3
+    patches = hidden @ rng.standard_normal((4, 50)) + 0.1 * rng.standard_normal((4, 1, 5, 50))
+    residual = (hidden @ rng.standard_normal((4, 3))).swapaxes(2, 3)
+    basis = np.linalg.qr(patches.reshape(20, 50).T)[0]
+    found = []
+    for turn in (np.eye(50), basis):
+        folds = [Sums(size=50) for _ in range(4)]
+        for fold, read, wanted in zip(folds, patches @ turn, residual, strict=True):
+            fold.add(np.concatenate([read, np.ones((1, 5, 1))], axis=2), wanted)
+        change = fit(folds, biased=True)
+        assert change is not None
+        found.append(np.concatenate([change[..., :-1] @ turn.T, change[..., -1:]], axis=2))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-9)
+    assert np.abs(found[0][..., :-1]).max() > 1e-3
