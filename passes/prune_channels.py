@@ -30,9 +30,19 @@ from edgepress.passes._channels import analyse, cut
 from edgepress.passes._macs import macs_after
 from edgepress.passes._patterns import demand_match, demand_regular_expressions
 from edgepress.passes._recovery import Kept, recover
-from edgepress.passes.base import Context, Outcome, Pass, PassRefused, refresh_shapes
+from edgepress.passes.analysis import changed_layers
+from edgepress.passes.base import (
+    Context,
+    LayerTimer,
+    Outcome,
+    Pass,
+    PassRefused,
+    refresh_shapes,
+)
 from edgepress.passes.fold_batch_norm import GAMMA
 
+#: Of a layer's own cost, and of the cost of all: what takes less is faster, or does not matter.
+NOT_FASTER, LEAST_SHARE = 0.97, 0.01
 _FROM_SAMPLES = frozenset({"contributions", "first_order"})
 
 
@@ -62,6 +72,8 @@ class PruneChannels(Pass):
             their weights to what they computed before, "bias" only the mean of every channel,
             "none" nothing; "auto" is "least-squares" where there are samples, else "none".
         seed: of "random", and of the projections of "taylor".
+        measure: measure every layer that changed on the target, before and after, and name those
+            that are not faster.
     """
 
     lossless: ClassVar[bool] = False
@@ -74,6 +86,7 @@ class PruneChannels(Pass):
     min_channels: int = 1
     recover: Literal["auto", "none", "bias", "least-squares"] = "auto"
     seed: int = 0
+    measure: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no model could make right."""
@@ -104,6 +117,17 @@ class PruneChannels(Pass):
         asked = self.recover in ("bias", "least-squares")
         return asked or bool(self._importance().needs & _FROM_SAMPLES)
 
+    @property
+    def needs_timer(self) -> bool:
+        """Whether layers are measured."""
+        return self.measure
+
+    def requires(self, model: ir.Model, context: Context) -> None:  # noqa: ARG002
+        """Refuse to measure without a target."""
+        if self.measure and context.timer is None:
+            why = "only a target can tell what is faster; give one with -t, or leave this out."
+            raise PassRefused(self.name, "measure", why)
+
     def call(self, model: ir.Model, context: Context) -> Outcome:
         """Find the groups, rank their channels, cut, and recover."""
         axes = analyse(model)
@@ -125,6 +149,8 @@ class PruneChannels(Pass):
         _forget_gammas(model)
         refresh_shapes(model, self.name)
         notes += self._recover(original, model, kept, context)
+        if self.measure and context.timer is not None:
+            notes += _measured(original, model, context.timer, stats)
         return Outcome(model=model, modified=True, stats=stats, skipped=skipped, notes=notes)
 
     def _notes(self, stats: dict[str, int | float], skipped: list[tuple[str, str]]) -> list[str]:
@@ -263,6 +289,26 @@ class PruneChannels(Pass):
         worst = sorted(left, key=lambda name: -left[name])[:3]
         listed = ", ".join(f"{name} {left[name]:.0%}" for name in worst)
         return [f"refitted by {method}; the largest relative errors that are left: {listed}."]
+
+
+def _measured(
+    before: ir.Model, after: ir.Model, timer: LayerTimer, stats: dict[str, int | float]
+) -> list[str]:
+    """Measure the layers that changed; add their sums to `stats`, and name what is not faster."""
+    pairs = changed_layers(before, after)
+    costs = timer([model for _, *both in pairs for model in both])
+    figures = list(zip((name for name, *_ in pairs), costs[::2], costs[1::2], strict=True))
+    whole, left, unit = sum(costs[::2]), sum(costs[1::2]), timer.unit
+    stats |= {f"{unit}_before": whole, f"{unit}_after": left}
+    notes = [
+        f"measured on the target, the layers that changed take {whole:.3g} → {left:.3g} {unit}."
+    ]
+    kept = [
+        f"{name} {old:.3g} → {new:.3g} {unit}"
+        for name, old, new in figures
+        if new > NOT_FASTER * old and new >= LEAST_SHARE * left
+    ]
+    return notes + ([f"not faster: {', '.join(kept)}."] if kept else [])
 
 
 def _why_not(group: Group, align: int) -> str:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -266,6 +267,40 @@ def test_quantized_weights_are_cut_and_not_refitted() -> None:
     assert weight(outcome.model, "wq").shape == (4, 3, 1, 1)
     assert weight(outcome.model, "s").shape == (4,)
     assert outcome.notes == ["nothing could be refitted: no layer has float weights of its own."]
+
+
+class WidthTimer:
+    """A fake: an inference takes as many ms as the layer's weight is wide, 16 at least."""
+
+    unit, key = "ms", "fake"
+
+    def __call__(self, layers: Sequence[ir.Model]) -> list[float]:
+        return [max(16.0, shape[0]) for shape in map(self.shape, layers)]
+
+    @staticmethod
+    def shape(layer: ir.Model) -> tuple[int, ...]:
+        return max((weight(layer, name).shape for name in layer.graph.initializers), key=len)
+
+
+def test_layers_are_measured_and_the_slow_ones_named() -> None:
+    options: dict[str, Any] = {"amount": 0.5, "ranking": "local", "recover": "none"}
+    outcome = prune(small(), Context(timer=WidthTimer()), measure=True, **options)
+    # 32 and 32 become 16; 16 and 16 become 8, which takes as long; the head reads fewer
+    assert (outcome.stats["ms_before"], outcome.stats["ms_after"]) == (112, 80)
+    assert outcome.notes == [
+        "measured on the target, the layers that changed take 112 → 80 ms.",
+        "not faster: Conv_4 16 → 16 ms, Conv_5 16 → 16 ms, Gemm_9 16 → 16 ms.",
+    ]
+    quiet = prune(small(), Context(timer=WidthTimer()), **options)
+    assert not quiet.notes
+    assert "ms_before" not in quiet.stats
+
+
+def test_measuring_needs_a_target() -> None:
+    assert PruneChannels(measure=True).needs_timer
+    assert not PruneChannels().needs_timer
+    with pytest.raises(PassRefused, match="measure: only a target can tell what is faster"):
+        prune(small(), measure=True)
 
 
 def test_nothing_to_cut_changes_nothing() -> None:
