@@ -10,6 +10,7 @@ from edgepress.passes._constants import set_input
 from edgepress.passes._replay import Replay, held_bytes
 from edgepress.passes.base import PassRefused
 from tests.graphs import Array, answers, net, random
+from tests.passes import channel_nets
 from tests.passes.channel_nets import BLOCKS, Block, cnn
 
 
@@ -23,9 +24,13 @@ def everything(model: ir.Model, feed: dict[str, Array]) -> dict[str, Array]:
     return dict(zip(names, answers(copy, feed), strict=True)) | feed
 
 
+# onnxruntime's BatchNormalization in training mode updates its statistics from run to run
+STATELESS = [block for block in BLOCKS if block is not channel_nets.trained_norm]
+
+
 @settings(deadline=None, max_examples=15)
 @given(
-    blocks=st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=3),
+    blocks=st.lists(st.sampled_from(STATELESS), min_size=1, max_size=3),
     seed=st.integers(0, 999),
     data=st.data(),
 )
