@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from edgepress.passes._constants import constant
@@ -293,6 +293,8 @@ def test_work_is_one_multiplication_per_output_weight_and_position(
     dilations: tuple[int, int],
     group: int,
 ) -> None:
+    # where a window is wider than the image, onnx's shape inference says 1 and runtimes refuse
+    assume(all(size[i] + pads[i] + pads[2 + i] > (kernel[i] - 1) * dilations[i] for i in range(2)))
     attributes = f"strides={list(strides)}, pads={pads}, dilations={list(dilations)}, group={group}"
     model = made(
         f"(float[1,4,{size[0]},{size[1]}] x) => (float[1,N,M,K] y)",
