@@ -145,8 +145,8 @@ def _slice(axes: Axes, node: ir.Node) -> None:
     assert ends is not None, "Slice needs ends"
     along = range(len(starts)) if given is None else given.tolist()
     steps = [1] * len(starts) if stepped is None else stepped.tolist()
-    #: index among starts, what lies before the slice, the slice
-    cuts: list[tuple[int, Ids, Ids]] = []
+    #: index among starts, the axis, the start and the end of the slice
+    cuts: list[tuple[int, Ids, int, int]] = []
     for index, (place, step) in enumerate(zip(along, steps, strict=True)):
         axis, extent = inputs[place], shape_of(x)[place]
         first, last, _ = slice(int(starts[index]), int(ends[index]), step).indices(extent)
@@ -157,16 +157,17 @@ def _slice(axes: Axes, node: ir.Node) -> None:
             inputs[place] = None
             continue
         axes.part(axis[first:last])
-        cuts.append((index, axis[:first], axis[first:last]))
+        cuts.append((index, axis, first, last))
         inputs[place] = axis[first:last]
     axes.set(node.outputs[0], inputs)
 
     def fix(kept: Kept) -> None:
         new_starts, new_ends = starts.copy(), ends.copy()
-        for index, before, inside in cuts:
-            if not (kept(before).all() and kept(inside).all()):
-                new_starts[index] = kept(before).sum()
-                new_ends[index] = new_starts[index] + kept(inside).sum()
+        for index, axis, first, last in cuts:
+            # a cut behind the slice moves bounds that are counted from the end
+            if not kept(axis).all():
+                new_starts[index] = kept(axis[:first]).sum()
+                new_ends[index] = new_starts[index] + kept(axis[first:last]).sum()
         for place, new, old, name in (
             (1, new_starts, starts, "starts"),
             (2, new_ends, ends, "ends"),

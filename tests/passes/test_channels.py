@@ -14,7 +14,7 @@ from edgepress.passes.base import refresh_shapes
 from tests.graphs import Array, answers, feeds, net, nodes, random, weight
 from tests.passes import channel_nets as nets
 from tests.passes.channel_nets import BLOCKS, Attention, Block, Builder, cnn, transformer
-from tests.passes.channel_oracle import assert_pruned_equals_masked
+from tests.passes.channel_oracle import assert_pruned_equals_masked, masked
 
 ATTENTIONS: tuple[Attention, ...] = (
     "separate", "fused", "stacked", "paired", "grouped", "tiled", "single",
@@ -419,3 +419,19 @@ def test_a_shape_that_two_nodes_share_is_split() -> None:
     refresh_shapes(model, "test")
     shapes = [node.outputs[0].shape for node in model.graph if node.op_type == "Reshape"]
     assert shapes == [ir.Shape([1, 4, 36]), ir.Shape([1, 5, 36])]
+
+
+@pytest.mark.parametrize("bounds", [(-9, -2), (2, -2), (-9, 12), (0, -1)])
+def test_a_cut_behind_a_slice_moves_bounds_from_the_end(bounds: tuple[int, int]) -> None:
+    b = Builder(0)
+    x = b.conv("x", 3, 16)
+    start, end = (b.ints(bound) for bound in bounds)
+    y = b.conv(b.op("Slice", [x, start, end, b.ints(1)]), len(range(16)[slice(*bounds)]), 4)
+    original = b.model((1, 3, 6, 6), y)
+    axes = analyse(original)
+    behind = {int(axes.groups()[0].channels[15])}
+    oracle, pruned = masked(original, axes, behind), original.clone()
+    cut(pruned, analyse(pruned), behind)
+    refresh_shapes(pruned, "test")
+    feed = feeds(pruned)
+    np.testing.assert_allclose(answers(pruned, feed)[0], answers(oracle, feed)[0], atol=1e-5)
