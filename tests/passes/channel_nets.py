@@ -380,6 +380,8 @@ FREE: tuple[Block, ...] = (
 #: Blocks that freeze what they are given.
 FROZEN: tuple[Block, ...] = (group_norm, trained_norm, second_outputs, branches, unknown)
 BLOCKS = FREE + FROZEN
+#: All but the one whose outputs jump: rounding says which of two equal numbers is larger.
+SMOOTH = tuple(block for block in BLOCKS if block is not second_outputs)
 
 
 def cnn(blocks: list[Block], seed: int) -> ir.Model:
