@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 
 from edgepress.calibration.base import Array
+from edgepress.passes import _constants
 from edgepress.passes._shapes import static_shape
 from edgepress.passes.base import PassRefused
 
@@ -48,9 +48,11 @@ def grouped(values: list[ir.Value]) -> Iterator[list[ir.Value]]:
 
 
 def size_bytes(value: ir.Value) -> int:
-    """Bytes of a float32 value; a guess on the safe side where its shape is not known."""
+    """Bytes of a value, of a float32 where its dtype is not known; a safe guess without a shape."""
     shape = static_shape(value)
-    return TAPPED_BYTES // 16 if shape is None else 4 * math.prod(shape)
+    if shape is None:
+        return TAPPED_BYTES // 16
+    return _constants.size_bytes(shape, value.dtype or ir.DataType.FLOAT)
 
 
 def open_taps(
