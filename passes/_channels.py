@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgepress.passes._channel_axes import Axes, Kept, NoRule
 from edgepress.passes._channel_rules import rule_of
+from edgepress.passes._reads import reads
 
 
 def analyse(model: ir.Model) -> Axes:
@@ -25,7 +26,7 @@ def analyse(model: ir.Model) -> Axes:
     """
     axes = Axes()
     for node in model.graph:
-        for value in _given(node):
+        for value in (given for given in node.inputs if given is not None):
             if value.producer() is not None and not axes.knows(value):
                 raise ValueError(f"{node.name} comes before what it reads, {value.name}")
         try:
@@ -44,26 +45,11 @@ def analyse(model: ir.Model) -> Axes:
     return axes
 
 
-def _given(node: ir.Node) -> Iterator[ir.Value]:
-    return (value for value in node.inputs if value is not None)
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what the subgraphs of a node read, at any depth."""
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            graph = attribute.as_graph()
-            yield from graph.outputs
-            for inner in graph:
-                yield from _given(inner)
-                yield from _captured(inner)
-
-
 def _freeze_all(axes: Axes, node: ir.Node, operator: str) -> None:
     """Freeze whatever a node reads, in subgraphs too."""
     article = "an" if operator[:1] in "AEIOU" else "a"
     why = f"{node.name} is {article} {operator}, which has no rule for channels"
-    for value in (*_given(node), *_captured(node)):
+    for value in reads(node):
         axes.freeze(*axes.of(value), why=why)
 
 

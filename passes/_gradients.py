@@ -7,7 +7,7 @@ Griewank and Walther, "Evaluating Derivatives", 2008, section 3.2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from itertools import zip_longest
 
 import numpy as np
@@ -17,6 +17,7 @@ from onnx_ir.passes.common import RemoveUnusedNodesPass
 from edgepress.calibration.base import Array
 from edgepress.passes._gradient_rules import GRADIENTS
 from edgepress.passes._gradient_tape import NoGradient, Tape, given, is_float
+from edgepress.passes._reads import reads
 from edgepress.passes._shapes import shape_of, static_shape
 from edgepress.passes._taps import open_session
 from edgepress.passes.base import PassRefused
@@ -134,7 +135,7 @@ def _append_gradients(
         return parts[value][0]
 
     for node in reversed(nodes):
-        if path.isdisjoint(node.outputs) or path.isdisjoint(_reads(node)):
+        if path.isdisjoint(node.outputs) or path.isdisjoint(reads(node)):
             continue
         try:
             for value, gradient in _pull_back(tape, node, path, total):
@@ -154,12 +155,12 @@ def _path(graph: ir.Graph, sources: list[ir.Value]) -> set[ir.Value]:
     """Return the values on the way from a source to a floating output, both ends included."""
     dependent = {value for value in sources if _carries(value)}
     for node in graph:
-        if not dependent.isdisjoint(_reads(node)):
+        if not dependent.isdisjoint(reads(node)):
             dependent.update(value for value in node.outputs if _carries(value))
     reaching = {value for value in graph.outputs if is_float(value)}
     for node in reversed(graph):
         if not reaching.isdisjoint(node.outputs):
-            reaching.update(value for value in _reads(node) if _carries(value))
+            reaching.update(value for value in reads(node) if _carries(value))
     return dependent & reaching
 
 
@@ -169,15 +170,6 @@ def _carries(value: ir.Value) -> bool:
     if dtype is None or is_float(value):
         return True
     return dtype.is_integer() and dtype.bitwidth <= _QUANTIZED_BITS
-
-
-def _reads(node: ir.Node) -> Iterator[ir.Value]:
-    """Yield what a node reads, also from within its subgraphs, such as the branches of an If."""
-    yield from (value for value in node.inputs if value is not None)
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in attribute.as_graph():
-                yield from _reads(inner)
 
 
 def _pull_back(

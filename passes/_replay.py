@@ -14,6 +14,7 @@ from itertools import accumulate
 import onnx_ir as ir
 
 from edgepress.calibration.base import Array
+from edgepress.passes._reads import reads
 from edgepress.passes._taps import open_taps, size_bytes
 
 
@@ -92,13 +93,13 @@ def _pieces(graph: ir.Graph, stops: Sequence[Sequence[str]]) -> list[_Piece]:
     nodes = list(graph)
     made_by = {value.name: end for end, node in enumerate(nodes, 1) for value in node.outputs}
     ends = list(accumulate((max(made_by.get(n, 0) for n in names) for names in stops), max))
-    reads = [_reads(node) for node in nodes]
+    read_by = [{value.name or "" for value in reads(node)} for node in nodes]
     have, start = {value.name or "" for value in graph.inputs}, 0
     pieces = []
     for number, end in enumerate(ends):
         later = {name for names in stops[number:] for name in names}
-        later = later.union(*reads[end : ends[-1]])
-        inputs = have.intersection(set().union(*reads[start:end]))
+        later = later.union(*read_by[end : ends[-1]])
+        inputs = have.intersection(set().union(*read_by[start:end]))
         written = {value.name or "" for node in nodes[start:end] for value in node.outputs}
         have = (have | written) & later
         pieces.append(
@@ -106,13 +107,3 @@ def _pieces(graph: ir.Graph, stops: Sequence[Sequence[str]]) -> list[_Piece]:
         )
         start = end
     return pieces
-
-
-def _reads(node: ir.Node) -> set[str]:
-    """Return the names of all values that a node reads, in subgraphs too."""
-    names = {value.name or "" for value in node.inputs if value is not None}
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            for inner in ir.traversal.RecursiveGraphIterator(attribute.as_graph()):
-                names |= {value.name or "" for value in inner.inputs if value is not None}
-    return names
