@@ -119,14 +119,21 @@ def merged_graphs(
     return program, joined
 
 
+#: What inputs look like, in turn: as usual, and what samples on a board may be at worst.
+HOSTILE = (1.0, 1.0, 0.0, 1e-38, 1e30)
+
+
 def inputs_of(models: Sequence[ir.Model]) -> list[dict[str, Array]]:
-    """Normal values, a few of them far out."""
+    """Normal values, a few of them far out; some all zero, tiny, huge, or a single value."""
     result = []
     for seed, model in enumerate(models):
         feed = feeds(model, seed)
         for array in feed.values():
             array *= 3
             array.flat[:: max(array.size // 5, 1)] *= 1e4
+            array *= np.float32(HOSTILE[seed % len(HOSTILE)])
+            if seed % 7 == 6:
+                array[...] = array.flat[0]
         result.append(feed)
     return result
 
