@@ -13,7 +13,7 @@ from abc import abstractmethod
 import numpy as np
 import numpy.typing as npt
 
-from edgepress.calibration.base import Array, CalibrationError, Calibrator, Range
+from edgepress.calibration.base import Array, CalibrationError, Calibrator, Range, extremes
 
 Floats = npt.NDArray[np.float64]
 
@@ -59,8 +59,8 @@ class HistogramCalibrator(Calibrator):
         if not values.size:
             return
         if sweep == 0:
-            self._low = min(self._low, float(values.min()))
-            self._high = max(self._high, float(values.max()))
+            low, high = extremes(values)
+            self._low, self._high = min(self._low, low), max(self._high, high)
             return
         low, high = self.extent(self._low, self._high)
         if low == high:

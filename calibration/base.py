@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import importlib
+import math
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -24,7 +25,7 @@ import edgepress.calibration
 
 Array = npt.NDArray[Any]
 _T = TypeVar("_T")
-_NO_CALIBRATORS = ("base", "importance", "qparams", "samples")
+_NO_CALIBRATORS = ("base", "fixed_point", "importance", "qparams", "samples")
 
 
 class CalibrationError(Exception):
@@ -51,10 +52,59 @@ class Samples:
         return next(iter(self.inputs.values())).shape[0] if self.inputs else 0
 
     def feeds(self, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[dict[str, Array]]:
-        """Yield one onnxruntime feed per sample, reshaped to the model's input shapes."""
+        """Yield one onnxruntime feed per sample, in the model's input shapes.
+
+        Raises CalibrationError where an array is missing or does not fit its input.
+        """
+        for name, shape in shapes.items():
+            self._demand_shape(name, shape)
         for i in range(len(self)):
             # the ellipsis keeps a single number an array, which onnxruntime insists on
             yield {name: self.inputs[name][i, ...].reshape(shape) for name, shape in shapes.items()}
+
+    def demand(
+        self, shapes: Mapping[str, tuple[int, ...]], dtypes: Mapping[str, np.dtype[Any]]
+    ) -> None:
+        """Raise CalibrationError unless every input has samples that it can take, all finite."""
+        for name, shape in shapes.items():
+            self._demand_shape(name, shape)
+            array, dtype = self.inputs[name], dtypes[name]
+            if array.dtype != dtype:
+                raise CalibrationError(
+                    f"{self.source}: {name!r} has dtype {array.dtype}, the model's input is "
+                    f"{dtype}; convert it with .astype(np.{dtype})."
+                )
+            if array.dtype.kind != "f":
+                continue
+            finite = np.isfinite(array.reshape(len(array), -1)).all(axis=1)
+            if not finite.all():
+                index = int(np.argmin(finite))
+                what = "NaN" if np.isnan(array[index]).any() else "infinite"
+                raise CalibrationError(
+                    f"{self.source}: {name!r} is {what} in sample {index}; "
+                    "remove the sample or mend its preprocessing."
+                )
+
+    def _demand_shape(self, name: str, shape: tuple[int, ...]) -> None:
+        """Raise CalibrationError unless there are samples for an input of this shape."""
+        if name not in self.inputs:
+            known = ", ".join(self.inputs) or "nothing"
+            raise CalibrationError(
+                f"{self.source}: no samples of the model's input {name!r}, only of {known}; "
+                "name the arrays after the model's inputs."
+            )
+        array, sample = self.inputs[name], shape[1:] if shape[:1] == (1,) else shape
+        if not array.ndim or array.shape[1:] not in (sample, shape):
+            expected = str(["n", *sample]).replace("'", "")
+            raise CalibrationError(
+                f"{self.source}: {name!r} has shape {list(array.shape)}, expected {expected}, "
+                "n samples on a leading axis."
+            )
+        if len(array) != len(self):
+            raise CalibrationError(
+                f"{self.source}: {len(array)} samples of {name!r}, but {len(self)} of "
+                f"{next(iter(self.inputs))!r}; every sample needs all inputs."
+            )
 
     def sha256(self) -> str:
         """Hash names, dtypes, shapes and bytes."""
@@ -92,6 +142,18 @@ class Calibrator(ABC):
     @abstractmethod
     def range(self) -> Range:
         """Return the range after the last sweep."""
+
+
+def extremes(values: Array) -> tuple[float, float]:
+    """Return the least and the largest value; infinities the wrong way round where there is none.
+
+    Raises CalibrationError for NaN and infinity, which no range holds.
+    """
+    low, high = float(values.min(initial=np.inf)), float(values.max(initial=-np.inf))
+    if values.size and not (math.isfinite(low) and math.isfinite(high)):
+        what = "NaN" if math.isnan(low) or math.isnan(high) else "infinite"
+        raise CalibrationError(f"a value is {what}, so it has no range; leave the sample out.")
+    return low, high
 
 
 def calibrator_names() -> list[str]:

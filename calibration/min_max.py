@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from edgepress.calibration.base import Array, CalibrationError, Calibrator, Range
+from edgepress.calibration.base import Array, CalibrationError, Calibrator, Range, extremes
 
 
 class MinMax(Calibrator):
@@ -24,9 +24,8 @@ class MinMax(Calibrator):
 
     def observe(self, values: Array, sweep: int) -> None:  # noqa: ARG002 - the contract's signature
         """Take in the values of one sample, of any shape."""
-        if values.size:
-            self._low = min(self._low, float(values.min()))
-            self._high = max(self._high, float(values.max()))
+        low, high = extremes(values)
+        self._low, self._high = min(self._low, low), max(self._high, high)
 
     def range(self) -> Range:
         """Return the extremes. Raises CalibrationError where nothing was observed."""

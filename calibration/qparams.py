@@ -21,7 +21,12 @@ SMALLEST_SCALE = 2.0**-100
 #: Quantized biases stay below this: room in int32 for as much again in the sum of products.
 LARGEST_BIAS = 2**30
 
-LIMITS = {"uint8": (0, 255), "int8": (-128, 127), "int32": (-(2**31), 2**31 - 1)}
+LIMITS = {
+    "uint8": (0, 255),
+    "int8": (-128, 127),
+    "int16": (-(2**15), 2**15 - 1),
+    "int32": (-(2**31), 2**31 - 1),
+}
 
 
 def activation_qparams(
@@ -34,8 +39,8 @@ def activation_qparams(
 
     Args:
         value_range: what must be represented.
-        dtype: "uint8" or "int8".
-        symmetric: put the zero point in the middle (128 or 0) and use 127 steps on either side.
+        dtype: "uint8", "int8" or "int16".
+        symmetric: put the zero point in the middle (128 or 0) and use as many steps on either side.
 
     Returns:
         A positive, finite scale of at least 2**-100, and a zero point within the dtype. A range
@@ -58,7 +63,7 @@ def activation_qparams(
     if low == high:
         return np.float32(1.0), middle if symmetric else max(qmin, 0)
     if symmetric:
-        scale = max(-low, high) / 127
+        scale = max(-low, high) / ((qmax - qmin) // 2)
         return np.float32(max(scale, SMALLEST_SCALE)), middle
     scale = max((high - low) / (qmax - qmin), SMALLEST_SCALE)
     zero_point = round(qmin - low / scale)
@@ -127,7 +132,7 @@ def quantize(
         values: float32, any shape.
         scale: float32, one or `[shape[axis]]`.
         zero_point: integers, as many as scales or one.
-        dtype: "uint8" or "int8".
+        dtype: "uint8", "int8" or "int16".
         axis: the axis of the scales, or None for a single scale.
 
     Returns:

@@ -33,7 +33,7 @@ def channel_means(
     """
     inputs = list(dict.fromkeys(x for node in layers if (x := node.inputs[0]) is not None))
     shapes = input_shapes(pass_name, model)
-    means: dict[ir.Value, Array] = {}
+    means: dict[ir.Value, list[Array]] = {value: [] for value in inputs}
     groups = list(grouped(inputs))
     for number, group in enumerate(groups):
         tap = open_taps(pass_name, model, group)
@@ -41,12 +41,12 @@ def channel_means(
             found = tap(feed, index)
             for value in group:
                 array = np.moveaxis(found[value.name or ""], 1, 0)
-                mean = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64)
-                means[value] = means.get(value, 0.0) + mean / len(samples)
+                means[value].append(array.reshape(len(array), -1).mean(axis=1, dtype=np.float64))
             context.progress(
                 "measure means", number * len(samples) + index + 1, len(groups) * len(samples)
             )
-    return means
+    # sorted, so that the order of the samples changes no bit of the sum
+    return {value: np.sort(each, axis=0).sum(axis=0) / len(each) for value, each in means.items()}
 
 
 def mean_shift(node: ir.Node, error: Array, mean: Array) -> Array:

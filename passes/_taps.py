@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
-from edgepress.calibration.base import Array
+from edgepress.calibration.base import Array, CalibrationError
 from edgepress.passes import _constants
 from edgepress.passes._shapes import static_shape
 from edgepress.passes.base import PassRefused
@@ -65,7 +65,8 @@ def open_taps(
 
     Raises:
         PassRefused: onnxruntime cannot load the model; from the function: it cannot run it, or a
-            value is NaN or infinite.
+            value that it computes is NaN or infinite.
+        CalibrationError: from the function: an input is NaN or infinite.
     """
     inner = [value for value in values if value.producer() is not None]
     session = open_session(pass_name, model, inner) if inner else None
@@ -81,9 +82,9 @@ def open_taps(
                 why = f"onnxruntime cannot run the model on it: {error}"
                 raise PassRefused(pass_name, f"sample {index}", why) from error
             found |= dict(zip(names, answers, strict=True))
-        for name in wanted:
+        for value, name in zip(values, wanted, strict=True):
             if not np.isfinite(found[name]).all():
-                raise _non_finite(pass_name, name, index, found[name])
+                raise _non_finite(pass_name, value, index, found[name])
         return {name: found[name] for name in wanted}
 
     return tap
@@ -101,6 +102,8 @@ def open_session(pass_name: str, model: ir.Model, values: list[ir.Value]) -> ort
     copy.graph.outputs.extend(by_name[value.name] for value in values)
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    # with more threads onnxruntime adds up in another order, so ranges would depend on the machine
+    options.intra_op_num_threads = 1
     options.log_severity_level = 3
     content = ir.to_proto(copy).SerializeToString()
     try:
@@ -110,12 +113,21 @@ def open_session(pass_name: str, model: ir.Model, values: list[ir.Value]) -> ort
         raise PassRefused(pass_name, "model", why) from error
 
 
-def _non_finite(pass_name: str, name: str, index: int, values: Array) -> PassRefused:
-    """Say which value is not finite."""
+def _non_finite(
+    pass_name: str, value: ir.Value, index: int, values: Array
+) -> PassRefused | CalibrationError:
+    """Say which value is not finite, which node computes it, and for which sample."""
     what = "NaN" if np.isnan(values).any() else "infinite"
+    node = value.producer()
+    if node is None:
+        return CalibrationError(
+            f"samples: {value.name!r} is {what} in sample {index}; "
+            "remove the sample or mend its preprocessing."
+        )
     return PassRefused(
         pass_name,
-        f"value {name!r}",
-        f"it is {what} for sample {index}, so it has no range; check the sample's preprocessing, "
-        "or replace infinities in the model by large numbers.",
+        f"value {value.name!r}",
+        f"node {node.name or node.op_type!r} ({node.op_type}) makes it {what} for sample {index}, "
+        "so it has no range; check the sample's preprocessing, or replace infinities in the model "
+        "by large numbers.",
     )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
-from edgepress.calibration.base import CalibrationError, Calibrator, calibrator_class
+from edgepress.calibration.base import CalibrationError, Calibrator, Samples, calibrator_class
 from edgepress.passes._taps import grouped, input_shapes, open_taps, size_bytes
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
+
+LISTED = 8  # tensors that a note names
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +38,10 @@ class Calibrate(Pass):
         return True
 
     def requires(self, model: ir.Model, context: Context) -> None:
-        """Refuse without samples, with an unknown method, and with shapes that are not fixed."""
+        """Refuse without samples, with an unknown method, and with shapes that are not fixed.
+
+        Raises CalibrationError for samples that do not fit the model's inputs or are not finite.
+        """
         if self.percentile is not None and self.method != "percentile":
             raise PassRefused(
                 self.name,
@@ -56,6 +63,7 @@ class Calibrate(Pass):
                     f"{context.samples.source} has no samples of it, only of {known}; "
                     "name the arrays after the model's inputs.",
                 )
+        context.samples.demand(input_shapes(self.name, model), _dtypes(model))
 
     def call(self, model: ir.Model, context: Context) -> Outcome:
         """Watch every activation and note its range."""
@@ -78,7 +86,8 @@ class Calibrate(Pass):
             for value in group:
                 value.meta["range"] = calibrators[value.name or ""].range()
         stats = {"ranges": len(values), "samples": len(context.samples)}
-        return Outcome(model=model, modified=False, stats={**stats})
+        notes = [*_few_samples(context.samples), *_unchanging(values)]
+        return Outcome(model=model, modified=False, stats={**stats}, notes=notes)
 
     def _calibrator(self) -> Calibrator:
         """Make one calibrator, for one tensor."""
@@ -93,3 +102,29 @@ def _activations(model: ir.Model) -> list[ir.Value]:
     values = [*model.graph.inputs, *(value for node in model.graph for value in node.outputs)]
     floats = (value for value in values if value.name and value.dtype == ir.DataType.FLOAT)
     return [value for value in floats if size_bytes(value)]
+
+
+def _dtypes(model: ir.Model) -> dict[str, np.dtype[Any]]:
+    """The dtype of every model input."""
+    known = ((value, value.dtype or ir.DataType.FLOAT) for value in model.graph.inputs)
+    return {value.name or "": np.dtype(dtype.numpy()) for value, dtype in known}
+
+
+def _few_samples(samples: Samples) -> Iterator[str]:
+    """Warn where one sample decides all ranges."""
+    if len(samples) == 1:
+        yield "all ranges come from a single sample; give more, or other inputs may saturate"
+    elif all((array == array[:1]).all() for array in samples.inputs.values()):
+        yield f"all {len(samples)} samples are equal, so that all ranges come from a single one"
+
+
+def _unchanging(values: list[ir.Value]) -> Iterator[str]:
+    """Warn of tensors that held a single number: dead, or not exercised by the samples."""
+    ranges = ((value, value.meta["range"]) for value in values)
+    same = [f"{value.name} ({r.low:g})" for value, r in ranges if r.low == r.high]
+    if same:
+        more = f" and {len(same) - LISTED} more" if len(same) > LISTED else ""
+        yield (
+            f"these tensors held one number in all samples: {', '.join(same[:LISTED])}{more}; "
+            "a value that the samples never showed will saturate"
+        )

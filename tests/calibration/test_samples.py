@@ -242,3 +242,25 @@ def test_without_pillow_the_message_names_the_extra(
     monkeypatch.setitem(sys.modules, "PIL", None)
     with pytest.raises(CalibrationError, match=r"pip install 'edgepress\[images\]'"):
         load_pictures(tmp_path)
+
+
+def test_feeds_are_checked_against_the_inputs() -> None:
+    whole = Samples(arrays(), source="mine")
+    assert len(list(whole.feeds(SHAPES))) == 3
+    whole.demand(SHAPES, DTYPES)
+    kept = Samples({name: array[:, None] for name, array in arrays().items()})
+    assert next(kept.feeds(SHAPES))["ids"].shape == (1, 5)
+    for changes, message in (
+        ({"ids": arrays()["ids"][:, :4]}, r"mine: 'ids' has shape \[3, 4\], expected \[n, 5\]"),
+        ({"ids": np.array(3)}, r"'ids' has shape \[\]"),
+        ({"ids": arrays()["ids"][:2]}, "2 samples of 'ids', but 3 of 'image'"),
+        ({"image": arrays()["image"].reshape(3, -1)}, r"\[3, 48\], expected \[n, 3, 4, 4\]"),
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            next(Samples(arrays() | changes, source="mine").feeds(SHAPES))
+    with pytest.raises(CalibrationError, match="no samples of the model's input 'image', only of"):
+        next(Samples({"ids": arrays()["ids"]}).feeds(SHAPES))
+    with pytest.raises(CalibrationError, match="'ids' has dtype int32, the model's input is int64"):
+        Samples(arrays() | {"ids": arrays()["ids"].astype(np.int32)}).demand(SHAPES, DTYPES)
+    with pytest.raises(CalibrationError, match="'image' is NaN in sample 1"):
+        Samples(arrays() | {"image": NAN}).demand(SHAPES, DTYPES)

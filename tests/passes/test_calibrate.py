@@ -1,12 +1,22 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepress.calibration.base import Array, Range, Samples, calibrator_class, calibrator_names
+from edgepress.calibration.base import (
+    Array,
+    CalibrationError,
+    Range,
+    Samples,
+    calibrator_class,
+    calibrator_names,
+)
 from edgepress.passes import _taps
 from edgepress.passes._shapes import refresh_shapes
 from edgepress.passes.base import Context, PassRefused, pass_class
@@ -140,7 +150,9 @@ def test_values_that_are_not_finite_are_refused_by_name_and_sample(value: float,
     refresh_shapes(made)
     samples = np.ones((4, 2), np.float32)
     samples[2, 1] = value
-    with pytest.raises(PassRefused, match=f"value 'l': it is {what} for sample 2"):
+    with pytest.raises(
+        PassRefused, match=rf"value 'l': node 'Log_0' \(Log\) makes it {what} for sample 2"
+    ):
         Calibrate().call(made, Context(samples=Samples({"x": samples})))
 
 
@@ -155,3 +167,72 @@ def test_a_model_that_onnxruntime_cannot_run_is_refused() -> None:
     refresh_shapes(made)
     with pytest.raises(PassRefused, match="sample 1: onnxruntime cannot run the model on it"):
         Calibrate().call(made, Context(samples=Samples({"x": np.array([[0, 3], [0, 4]])})))
+
+
+def test_samples_that_do_not_fit_are_errors_of_the_samples() -> None:
+    good = random(3, 3, 6, 6)
+    nan, inf = good.copy(), good.copy()
+    nan[1, 0, 0, 0], inf[2, 2, 5, 5] = np.nan, -np.inf
+    for samples, message in (
+        ({"x": nan}, "photos: 'x' is NaN in sample 1; remove the sample"),
+        ({"x": inf}, "photos: 'x' is infinite in sample 2"),
+        ({"x": good.astype(np.float64)}, r"'x' has dtype float64, .* is float32; convert"),
+        ({"x": good[:, :, :5]}, r"shape \[3, 3, 5, 6\], expected \[n, 3, 6, 6\]"),
+        ({"x": good.transpose(0, 2, 3, 1)}, r"shape \[3, 6, 6, 3\], expected"),
+    ):
+        with pytest.raises(CalibrationError, match=message):
+            Calibrate().requires(model(), Context(samples=Samples(samples, source="photos")))
+
+
+def test_a_calibrator_without_a_driver_refuses_what_has_no_range() -> None:
+    for name in calibrator_names():
+        with pytest.raises(CalibrationError, match="a value is NaN"):
+            calibrator_class(name)().observe(np.array([1, np.nan], np.float32), 0)
+        with pytest.raises(CalibrationError, match="a value is infinite"):
+            calibrator_class(name)().observe(np.array([1, np.inf], np.float32), 0)
+
+
+@pytest.mark.parametrize("method", calibrator_names())
+def test_tensors_that_never_change_are_named(method: str) -> None:
+    made = net(
+        "(float[1,2,4,4] x) => (float[1,2,4,4] y, float[1,2,4,4] z)",
+        "n = Neg(x) dead = Relu(n) c = Clip(x, six, six) y = Add(dead, x) z = Add(c, x)",
+        {"six": np.array(6, np.float32)},
+    )
+    refresh_shapes(made)
+    samples = Samples({"x": np.abs(random(3, 2, 4, 4))})
+    (note,) = Calibrate(method=method).call(made, Context(samples=samples)).notes
+    assert "one number in all samples: dead (0), c (6);" in note
+    assert ranges(made)["dead"] == Range(0.0, 0.0)
+    assert ranges(made)["c"] == Range(6.0, 6.0)
+
+
+def test_many_tensors_that_never_change_are_counted() -> None:
+    body = " ".join(f"v{i} = Relu({'x' if i == 0 else f'v{i - 1}'})" for i in range(12))
+    made = net("(float[1,2] x) => (float[1,2] v11)", body)
+    refresh_shapes(made)
+    samples = Samples({"x": -np.abs(random(3, 2))})
+    (note,) = Calibrate().call(made, Context(samples=samples)).notes
+    assert "v0 (0), v1 (0)" in note
+    assert "v7 (0) and 4 more" in note
+
+
+def test_a_single_sample_or_equal_ones_are_noted() -> None:
+    (note,) = Calibrate().call(model(), context(1)).notes
+    assert note.startswith("all ranges come from a single sample")
+    (note,) = Calibrate().call(model(), context(x=np.repeat(random(1, 3, 6, 6), 4, 0))).notes
+    assert note.startswith("all 4 samples are equal")
+    assert Calibrate().call(model(), context()).notes == []
+
+
+def test_the_number_of_cores_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    real = ort.InferenceSession
+
+    def session(content: bytes, options: ort.SessionOptions, **rest: Any) -> ort.InferenceSession:
+        seen.append(options.intra_op_num_threads)
+        return real(content, options, **rest)
+
+    monkeypatch.setattr(ort, "InferenceSession", session)
+    Calibrate().call(model(), context())
+    assert seen == [1]
