@@ -46,6 +46,7 @@ USER edgepress
 FROM base AS cross-armv7
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        gcc-arm-linux-gnueabihf libc6-dev-armhf-cross qemu-user \
+        gcc-arm-linux-gnueabihf libc6-dev-armhf-cross \
+        gcc-arm-linux-gnueabi libc6-dev-armel-cross qemu-user \
     && rm -rf /var/lib/apt/lists/*
 USER edgepress

@@ -70,7 +70,7 @@ class Target:
         isa: the file in `targets/isa/` that the kernel generators use.
         cores: how many cores run a model at once.
         memory_bytes: memory of the board, 0 where unknown.
-        float_abi: `hard` on 32-bit Arm, else empty.
+        float_abi: `hard` or `soft` on 32-bit Arm, else empty.
         compiler: the C compiler, as Debian names it, such as `aarch64-linux-gnu-gcc`.
         compiler_flags: flags for that compiler, such as `("-mcpu=cortex-a72",)`.
         compiler_package: the Debian package that brings it.

@@ -6,14 +6,15 @@ selects well everywhere.
 
 Integer convention: activations are 8-bit in `storage` dtype and weights int8 in [-127, 127]. A dot
 product multiplies `group` neighbouring inputs of one pixel with `group` weights of each output
-channel and adds to int32 lanes, exactly: no saturating instruction is used.
+channel and adds to int32 lanes, exactly: no saturating instruction is used. Sums may wrap on the
+way: the last one fits. Where inputs or weights are int16, `for_operands` names the set to use.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 Expr = Any
@@ -33,9 +34,11 @@ class Isa:
         group: inputs per lane of one dot product.
         dot: `(accumulator, inputs, weights) -> accumulator`; int32 lanes, `group` staged inputs
             repeated for every lane, and int8 weights `[lanes, group]` (already widened to int16
-            where `group` is 1).
+            where `group` is 1). int16 weights where it is made for int16 operands.
         multiply_add: `(accumulator, x, w) -> accumulator`, int32 lanes all; x holds 8-bit and w
-            16-bit values, sign- or zero-extended.
+            16-bit values, sign- or zero-extended. x holds 16-bit values where it is made for them.
+        wide: what is different for int16 operands, whose `storage` and `staged` are int16; None
+            where the same operations serve both.
     """
 
     name: str
@@ -46,11 +49,18 @@ class Isa:
     group: int
     dot: Callable[[Expr, Expr, Expr], Expr]
     multiply_add: Callable[[Expr, Expr, Expr], Expr]
+    wide: Isa | None = None
 
     @property
     def lanes(self) -> int:
         """Lanes of 32 bits."""
         return self.vector_bytes // 4
+
+    def for_operands(self, *dtypes: str) -> Isa:
+        """Return the set that multiplies operands of these dtypes."""
+        if "int16" not in dtypes:
+            return self
+        return replace(self.wide or self, storage="int16", staged="int16", wide=None)
 
 
 def load_isa(name: str) -> Isa:

@@ -1,10 +1,11 @@
-"""AArch64 NEON with dot product: `sdot` multiplies four s8 by four s8 per lane."""
+"""AArch64 NEON with dot product: `sdot` multiplies four s8 by four s8 per lane; `smlal` for s16."""
 
 from __future__ import annotations
 
 from tvm import tirx
 
 from edgepress.targets.isa.base import Expr, Isa
+from edgepress.targets.isa.neon import ISA as NEON
 
 
 def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
@@ -31,4 +32,5 @@ ISA = Isa(
     group=4,
     dot=_dot,
     multiply_add=_multiply_add,
+    wide=NEON,
 )

@@ -11,8 +11,10 @@ import onnx_ir as ir
 from edgepress.targets.base import Target, UnsupportedModel
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.lowering.assembly import Assembly
+from edgepress.targets.lowering.composite import OPERATORS
 from edgepress.targets.lowering.decompose import simplify
 from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
+from edgepress.targets.lowering.dynamic import claim_dynamic_products
 from edgepress.targets.lowering.floats import claim_float_operators
 from edgepress.targets.lowering.integer_rules import RULES, to_integers
 from edgepress.targets.lowering.integers import is_quantized
@@ -23,7 +25,7 @@ from edgepress.targets.program import Program
 
 Progress = Callable[[str, int, int], None]
 # Operators of a QDQ graph that stay whole until its integer form is found.
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", *RULES}
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", *RULES, *OPERATORS}
 _VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -41,6 +43,14 @@ def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Prog
     isa = load_isa(target.isa)
     both = "an output that is an input too has no memory of its own; put an Identity between them"
     _refuse([(v.name or "", both) for v in model.graph.outputs if v.is_graph_input()])
+    _refuse(
+        [
+            (n.name or n.op_type, f"the domain {DOMAIN} is not for models")
+            for n in model.graph
+            if n.domain == DOMAIN
+        ]
+    )
+    model = claim_dynamic_products(model)
     if is_quantized(model):
         model = to_integers(simplify(model, _QUANTIZED), isa.storage)
     else:

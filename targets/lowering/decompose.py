@@ -73,6 +73,7 @@ def simplify(model: ir.Model, kept: Collection[str] = ()) -> ir.Model:
     if simple is proto:
         return model
     types = inferred_types(simple)
+    del simple.graph.value_info[:]
     for value in simple.graph.output:
         value.type.tensor_type.CopyFrom(types[value.name])
     written = {name for node in simple.graph.node for name in node.output if name}

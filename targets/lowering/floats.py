@@ -6,7 +6,8 @@ or Clip along. The rest stays plain ONNX and is compiled through Relax.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,34 @@ from edgepress.targets.lowering.window import (
 Array = npt.NDArray[Any]
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A node of the `edgepress` domain that takes the place of others.
+
+    Attributes:
+        op_type: of the new node.
+        x: what it reads.
+        constants: what it reads beside, by what they are.
+        attributes: of the new node.
+        last: the node whose output it gives.
+        followers: further nodes that it does the work of.
+    """
+
+    op_type: str
+    x: ir.Value | None
+    constants: dict[str, Array]
+    attributes: dict[str, Any]
+    last: ir.Node
+    followers: list[ir.Node]
+
+
 def claim_float_operators(model: ir.Model) -> ir.Model:
     """Replace the float operators that edgepress has kernels for. The model is not changed."""
+    return claim(model, _CLAIMS)
+
+
+def claim(model: ir.Model, claims: Mapping[str, Callable[[ir.Node], Claim | None]]) -> ir.Model:
+    """Replace the nodes that somebody claims, by their operator. The model is not changed."""
     builder = Builder()
     values: dict[ir.Value, ir.Value] = {}
     taken: set[ir.Node] = set()
@@ -51,27 +78,26 @@ def claim_float_operators(model: ir.Model) -> ir.Model:
     for node in model.graph:
         if node in taken:
             continue
-        claim = _CLAIMS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-        claimed = claim(node) if claim else None
+        try_claim = claims.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+        claimed = try_claim(node) if try_claim else None
         if claimed is None:
             outputs = builder.copy(node, [get(value) for value in node.inputs])
             values.update(zip(node.outputs, outputs, strict=True))
             continue
-        op_type, constants, attributes, last, followers = claimed
-        operands = [get(node.inputs[0])]
-        for name, array in constants.items():
+        operands = [get(claimed.x)]
+        for name, array in claimed.constants.items():
             operands.append(builder.constant(f"{node.name}_{name}", array))
-        output = last.outputs[0]
+        output = claimed.last.outputs[0]
         values[output] = builder.node(
-            op_type,
+            claimed.op_type,
             operands,
-            attributes,
+            claimed.attributes,
             output.name or "out",
             "float32",
             shape_of(output),
             label=node.name,
         )
-        taken.update(followers)
+        taken.update(claimed.followers)
     outputs = []
     for value in model.graph.outputs:
         result = get(value)
@@ -83,10 +109,7 @@ def claim_float_operators(model: ir.Model) -> ir.Model:
     return builder.model(model, inputs, outputs)
 
 
-Claim = tuple[str, dict[str, Array], dict[str, Any], ir.Node, list[ir.Node]]
-
-
-def _sole_user(value: ir.Value) -> ir.Node | None:
+def sole_user(value: ir.Value) -> ir.Node | None:
     """Return the only node that reads a value, where it reads it once and nothing else does."""
     uses = list(value.uses())
     if value.is_graph_output() or len(uses) != 1:
@@ -94,9 +117,9 @@ def _sole_user(value: ir.Value) -> ir.Node | None:
     return uses[0][0]
 
 
-def _clamped(node: ir.Node) -> tuple[ir.Node, list[ir.Node], dict[str, float]]:
+def clamped_by(node: ir.Node) -> tuple[ir.Node, list[ir.Node], dict[str, float]]:
     """Follow a node's output through one ReLU or Clip."""
-    user = _sole_user(node.outputs[0])
+    user = sole_user(node.outputs[0])
     if user is not None and user.op_type in ("Relu", "Clip") and user.domain == "":
         bounds = clip_bounds(user)
         if bounds is not None and user.inputs[0] is node.outputs[0]:
@@ -116,14 +139,15 @@ def _conv(node: ir.Node) -> Claim | None:
     bias = array_of(given)
     if not _is_float(node.inputs[0], 4) or weights is None or (given is not None and bias is None):
         return None
-    last, followers, bounds = _clamped(node)
+    last, followers, bounds = clamped_by(node)
     bias = np.zeros(weights.shape[0], np.float32) if bias is None else bias
     attributes = {
         **window_attributes(node, weights.shape[2:]),
         "group": node.attributes.get_int("group", 1),
         **bounds,
     }
-    return "Conv", {"weights": weights, "bias": bias}, attributes, last, followers
+    constants = {"weights": weights, "bias": bias}
+    return Claim("Conv", node.inputs[0], constants, attributes, last, followers)
 
 
 def _gemm(node: ir.Node) -> Claim | None:
@@ -142,9 +166,9 @@ def _gemm(node: ir.Node) -> Claim | None:
     if bias.size not in (1, weights.shape[0]) or (bias.ndim > 1 and bias.shape[-1] != bias.size):
         return None
     bias = bias * np.float32(node.attributes.get_float("beta", 1.0))
-    last, followers, bounds = _clamped(node)
+    last, followers, bounds = clamped_by(node)
     constants = {"weights": weights, "bias": np.broadcast_to(bias.ravel(), weights.shape[:1])}
-    return "Gemm", constants, dict(bounds), last, followers
+    return Claim("Gemm", node.inputs[0], constants, dict(bounds), last, followers)
 
 
 def _matmul(node: ir.Node) -> Claim | None:
@@ -155,23 +179,24 @@ def _matmul(node: ir.Node) -> Claim | None:
     weights = weights.T
     bias = np.zeros(weights.shape[0], np.float32)
     last, followers = node, []
-    user = _sole_user(node.outputs[0])
+    user = sole_user(node.outputs[0])
     if user is not None and user.op_type == "Add" and user.domain == "":
         other = user.inputs[1] if user.inputs[0] is node.outputs[0] else user.inputs[0]
         addend = array_of(other)
         if addend is not None and addend.shape == bias.shape:
             bias, last, followers = addend, user, [user]
     last, more, bounds = (
-        _clamped(last) if last is not node else (node, [], {"low": -np.inf, "high": np.inf})
+        clamped_by(last) if last is not node else (node, [], {"low": -np.inf, "high": np.inf})
     )
-    return "Gemm", {"weights": weights, "bias": bias}, dict(bounds), last, followers + more
+    constants = {"weights": weights, "bias": bias}
+    return Claim("Gemm", x, constants, dict(bounds), last, followers + more)
 
 
 def _max_pool(node: ir.Node) -> Claim | None:
     if not _is_float(node.inputs[0], 4) or (len(node.outputs) > 1 and node.outputs[1].uses()):
         return None
     window = window_attributes(node, node.attributes.get_ints("kernel_shape", []))
-    return "MaxPool", {}, window, node, []
+    return Claim("MaxPool", node.inputs[0], {}, window, node, [])
 
 
 def _average_pool(node: ir.Node) -> Claim | None:
@@ -179,7 +204,7 @@ def _average_pool(node: ir.Node) -> Claim | None:
         return None
     window = window_attributes(node, node.attributes.get_ints("kernel_shape", []))
     factors = pool_factors(node, window).astype(np.float32)
-    return "AveragePool", {"factors": factors}, window, node, []
+    return Claim("AveragePool", node.inputs[0], {"factors": factors}, window, node, [])
 
 
 def _global_average(node: ir.Node) -> Claim | None:
@@ -190,7 +215,7 @@ def _global_average(node: ir.Node) -> Claim | None:
         return None
     height, width = shape_of(x)[2:]
     factors = np.full((1, 1), 1.0 / (height * width), np.float32)
-    return "AveragePool", {"factors": factors}, global_window(shape_of(x)), node, []
+    return Claim("AveragePool", x, {"factors": factors}, global_window(shape_of(x)), node, [])
 
 
 _CLAIMS: dict[str, Callable[[ir.Node], Claim | None]] = {

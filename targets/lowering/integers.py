@@ -1,10 +1,10 @@
 """A QDQ graph becomes integer arithmetic.
 
 ONNX writes a quantized operator as DequantizeLinear → float operator → QuantizeLinear. This step
-replaces every such group by one node of the `edgepress` domain that works on 8-bit tensors: exact
-int32 sums, then the one requantisation rule (docs/integer.md). ReLU and Clip between an operator
-and its QuantizeLinear become the clamp of that rule. What has no integer form stays float between
-`Dequantize` and `Quantize`: a float island.
+replaces every such group by one node of the `edgepress` domain that works on 8-bit and 16-bit
+tensors: exact int32 sums, then a requantisation rule (docs/integer.md). ReLU and Clip between an
+operator and its QuantizeLinear become the clamp of that rule. What has no integer form stays float
+between `Dequantize` and `Quantize`: a float island.
 
 The result is still NCHW and still an ONNX graph; the NumPy reference
 (`edgepress.targets.reference`) and the kernel generators both start from it.
@@ -20,54 +20,21 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgepress.targets.lowering.composite import Function, function_of
 from edgepress.targets.lowering.dialect import Builder, array_of, dtype_of, shape_of
+from edgepress.targets.lowering.look_up import emit_function
+from edgepress.targets.lowering.quantization import (
+    LIMITS,
+    Quantization,
+    Quantized,
+    Weight,
+    factor_attribute,
+    output_attributes,
+    usable,
+)
 from edgepress.targets.lowering.window import clip_bounds
 
 Array = npt.NDArray[Any]
-_LOWEST = {"uint8": 0, "int8": -128}
-_LARGEST_MULTIPLIER = 2.0**96  # times any int32 it is still finite
-
-
-@dataclass(frozen=True)
-class Quantization:
-    """Scale, zero point and dtype of an 8-bit tensor in storage form."""
-
-    scale: np.float32
-    zero_point: int
-    dtype: str
-
-    @property
-    def lowest(self) -> int:
-        """Smallest value of the dtype."""
-        return _LOWEST[self.dtype]
-
-    def clamp(self, low: float, high: float) -> tuple[int, int]:
-        """Return the clamp on 8-bit values that equals a clamp on real ones."""
-        bounds = []
-        for bound in (low, high):
-            real = np.clip(bound / np.float64(self.scale), -1e6, 1e6)
-            bounds.append(
-                int(np.clip(np.rint(real) + self.zero_point, self.lowest, self.lowest + 255))
-            )
-        return min(bounds), bounds[1]  # where low exceeds high, ONNX's Clip answers high
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """An 8-bit value and what it stands for."""
-
-    value: ir.Value
-    quantization: Quantization
-
-
-@dataclass(frozen=True)
-class Weight:
-    """A constant behind a DequantizeLinear: int values, scale per channel or one, zero point 0."""
-
-    array: Array
-    scale: Array
-    zero_point: Array
-    axis: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +45,15 @@ class Pending:
     output: int
     low: float = -np.inf
     high: float = np.inf
+
+
+@dataclass(frozen=True)
+class Clamped:
+    """A float value behind a ReLU or Clip that becomes the clamp of its Quantize."""
+
+    source: ir.Value
+    low: float
+    high: float
 
 
 def is_quantized(model: ir.Model) -> bool:
@@ -100,9 +76,11 @@ class Integers:
         self.source, self.storage, self.rules = model, storage, rules
         self.builder = Builder()
         self.floats: dict[ir.Value, ir.Value] = {}
-        self.quantized: dict[ir.Value, Quantized] = {}  # 8-bit and dequantized values
+        self.quantized: dict[ir.Value, Quantized] = {}  # integer and dequantized values
         self.weights: dict[ir.Value, Weight] = {}
         self.pending: dict[ir.Value, Pending] = {}
+        self.functions: dict[ir.Value, Function] = {}
+        self.clamped: dict[ir.Value, Clamped] = {}
         self.moved: dict[ir.Node, list[ir.Value]] = {}
 
     def run(self) -> ir.Model:
@@ -136,14 +114,13 @@ class Integers:
             return self.floats[value]
         if value in self.pending:
             raise AssertionError(f"{value.name}: a pending value has a float user")
+        if value in self.functions:
+            for node in self.functions[value].nodes:
+                if node.outputs[0] not in self.floats:
+                    self.copy(node)
+            return self.floats[value]
         if value in self.weights:
-            weight = self.weights[value]
-            shape = [1] * weight.array.ndim
-            if weight.scale.size > 1:
-                shape[weight.axis] = -1
-            centred = weight.array.astype(np.float32) - weight.zero_point.reshape(shape)
-            real = centred.astype(np.float32) * weight.scale.reshape(shape)
-            result = self.builder.constant(value.name or "weight", real)
+            result = self.builder.constant(value.name or "weight", self.weights[value].real())
         elif value in self.quantized:
             result = self.dequantize(value)
         elif (array := array_of(value)) is not None:
@@ -162,9 +139,9 @@ class Integers:
         return self.builder.initializers[name]
 
     def dequantize(self, value: ir.Value) -> ir.Value:
-        """Emit the float form of an 8-bit value."""
+        """Emit the float form of a quantized value."""
         quantized = self.quantized[value]
-        if dtype_of(value) != "float32":  # an 8-bit value itself, wanted as it was
+        if dtype_of(value) != "float32":  # the integers, wanted as they were
             return self.convert(quantized, dtype_of(value), value.name or "quantized")
         attributes = {
             "scale": float(quantized.quantization.scale),
@@ -176,11 +153,11 @@ class Integers:
         )
 
     def convert(self, quantized: Quantized, dtype: str, name: str) -> ir.Value:
-        """Return the same integers in another 8-bit dtype."""
+        """Return the same 8-bit integers in the other 8-bit dtype; 16-bit ones have but one."""
         q = quantized.quantization
         if q.dtype == dtype:
             return quantized.value
-        shift = _LOWEST[dtype] - q.lowest
+        shift = LIMITS[dtype][0] - q.lowest
         target = Quantization(q.scale, q.zero_point + shift, dtype)
         return self.rescale(quantized, target, name)
 
@@ -197,26 +174,31 @@ class Integers:
             )
         return result
 
+    def stored_as(self, dtype: str) -> str:
+        """Return the dtype that a target keeps values of this dtype in."""
+        return dtype if dtype == "int16" else self.storage
+
     def quantization(self, node: ir.Node) -> Quantization | None:
-        """Return the per-tensor 8-bit parameters of a Q or DQ node, in storage form."""
+        """Return the per-tensor parameters of a Q or DQ node, in storage form; None for others."""
         scale, zero = array_of(node.inputs[1]), None
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             zero = array_of(node.inputs[2])
             if zero is None:
                 return None
-        if scale is None or scale.size != 1 or scale.dtype != np.float32:
-            return None
-        if not np.isfinite(scale.item()) or scale.item() < 2.0**-100:
+        if scale is None or scale.size != 1 or scale.dtype != np.float32 or not usable(scale):
             return None
         writes = node.op_type == "QuantizeLinear"
         stored = node.outputs[0] if writes else node.inputs[0]
         assert stored is not None
         dtype = dtype_of(stored) if zero is None else str(zero.dtype)
-        if dtype not in _LOWEST or (zero is not None and zero.size != 1):
+        if dtype not in LIMITS or (zero is not None and zero.size != 1):
             return None
-        shift = _LOWEST[self.storage] - _LOWEST[dtype]
-        point = (0 if zero is None else int(zero.item())) + shift
-        return Quantization(np.float32(scale.item()), point, self.storage)
+        point = 0 if zero is None else int(zero.item())
+        if dtype == "int16" and point != 0:
+            return None
+        storage = self.stored_as(dtype)
+        point += LIMITS[storage][0] - LIMITS[dtype][0]
+        return Quantization(np.float32(scale.item()), point, storage)
 
     # Nodes ----------------------------------------------------------------------------------
 
@@ -235,24 +217,71 @@ class Integers:
             for index, output in enumerate(node.outputs):
                 self.pending[output] = Pending(node, index)
             return
+        function = function_of(node, self.functions, self.is_source, self.number)
+        if function is not None:
+            self.functions[function.result] = function  # emitted where somebody reads it
+            return
+        self.copy(node)
+
+    def copy(self, node: ir.Node) -> None:
+        """Emit a node as it was, on float values."""
         inputs = [self.float_of(value) for value in node.inputs]
         for old, new in zip(node.outputs, self.builder.copy(node, inputs), strict=True):
             self.floats[old] = new
 
+    def is_source(self, value: ir.Value) -> bool:
+        """Tell whether a value is what a table can be looked up with."""
+        return value in self.quantized and dtype_of(value) == "float32"
+
+    def number(self, value: ir.Value) -> float | None:
+        """Return the only element of a constant, quantized or not; None for anything else."""
+        array = array_of(value)
+        if value in self.weights:
+            array = self.weights[value].real()
+        return None if array is None or array.size != 1 else float(array.item())
+
     def join_clamp(self, node: ir.Node) -> bool:
-        """Fold a ReLU or Clip into the pending operator before it."""
-        source = node.inputs[0]
-        if source is None or source not in self.pending or not self.only_quantized(node.outputs[0]):
+        """Fold a ReLU or Clip into the pending operator before it, or into the Quantize behind."""
+        source, output = node.inputs[0], node.outputs[0]
+        bounds = clip_bounds(node)
+        if source is None or bounds is None or not self.only_quantized(output):
             return False
-        pending, bounds = self.pending[source], clip_bounds(node)
-        if bounds is None:
+        before: Pending | Clamped
+        if source in self.pending:
+            before = self.pending[source]
+        elif source in self.clamped:
+            before = self.clamped[source]
+        elif self.is_float(source) and self.only_int16(output):
+            before = Clamped(source, -np.inf, np.inf)
+        else:
             return False
-        low, high = (min(max(bound, bounds[0]), bounds[1]) for bound in (pending.low, pending.high))
-        self.pending[node.outputs[0]] = Pending(pending.node, pending.output, low, high)
+        low, high = (min(max(bound, bounds[0]), bounds[1]) for bound in (before.low, before.high))
+        if isinstance(before, Pending):
+            self.pending[output] = Pending(before.node, before.output, low, high)
+        else:
+            self.clamped[output] = Clamped(before.source, low, high)
         return True
 
+    def is_float(self, value: ir.Value) -> bool:
+        """Tell whether a value has no form in integers, nor will have one."""
+        return value not in self.functions and not self.has_operand(value)
+
+    def only_int16(self, value: ir.Value) -> bool:
+        """Tell whether all that quantizes a value, maybe behind a ReLU or Clip, makes it int16.
+
+        8-bit values keep the float clamp: dividing by the scale may round its ends otherwise.
+        """
+        for user, _ in value.uses():
+            if user.op_type == "QuantizeLinear":
+                target = self.quantization(user)
+                if target is None or target.dtype != "int16":
+                    return False
+            elif not self.only_int16(user.outputs[0]):
+                return False
+        return dtype_of(value) == "float32"
+
     def only_quantized(self, value: ir.Value) -> bool:
-        """Tell whether a float value is only ever made 8-bit, maybe behind a ReLU or Clip."""
+        """Tell whether a float value is only ever quantized, maybe behind a ReLU or Clip."""
         if value.is_graph_output() or not value.uses():
             return False
         uses = list(value.uses())
@@ -273,17 +302,27 @@ class Integers:
             value = self.rules[pending.node.op_type].emit(self, pending, target, name)
         elif source in self.quantized:
             value = self.rescale(self.quantized[source], target, name)
+        elif source in self.functions:
+            value = self.look_up(self.functions[source], target, name)
         else:
-            value = self.builder.node(
-                "Quantize",
-                [self.float_of(source)],
-                {"scale": float(target.scale), "zero_point": target.zero_point},
-                name,
-                target.dtype,
-                shape_of(source),
-            )
+            value = self.quantize(source, target, name)
         self.quantized[node.outputs[0]] = Quantized(value, target)
         return True
+
+    def quantize(self, source: ir.Value, target: Quantization, name: str) -> ir.Value:
+        """Emit the integer form of a float value."""
+        attributes: dict[str, Any] = {
+            "scale": float(target.scale),
+            "zero_point": target.zero_point,
+        }
+        if source in self.clamped:
+            clamped = self.clamped[source]
+            source = clamped.source
+            low, high = target.clamp(clamped.low, clamped.high)
+            attributes |= {"low": low, "high": high}
+        return self.builder.node(
+            "Quantize", [self.float_of(source)], attributes, name, target.dtype, shape_of(source)
+        )
 
     def lower_dequantize(self, node: ir.Node) -> bool:
         """Note what a DequantizeLinear stands for; False where it stays a float operator."""
@@ -307,12 +346,12 @@ class Integers:
             known = self.quantized[source]
             self.quantized[output] = Quantized(known.value, quantization)
             return True
-        if source in self.floats and dtype_of(source) in _LOWEST:  # an 8-bit graph input
+        if source in self.floats and dtype_of(source) in LIMITS:  # a graph input of integers
             dtype = dtype_of(source)
-            shift = _LOWEST[dtype] - _LOWEST[self.storage]
+            shift = LIMITS[dtype][0] - quantization.lowest
             given = Quantization(quantization.scale, quantization.zero_point + shift, dtype)
             value = self.convert(
-                Quantized(self.floats[source], given), self.storage, f"{source.name}_stored"
+                Quantized(self.floats[source], given), quantization.dtype, f"{source.name}_stored"
             )
             self.quantized[output] = Quantized(value, quantization)
             return True
@@ -321,27 +360,27 @@ class Integers:
     # Emitting -------------------------------------------------------------------------------
 
     def operand(self, value: ir.Value | None) -> Quantized | None:
-        """Return the 8-bit form of an input, constants included; None where it has none."""
+        """Return the integers of an input, constants included; None where it has none."""
         if value is None:
             return None
         if value in self.quantized:
             return self.quantized[value] if dtype_of(value) == "float32" else None
         weight = self.weights.get(value)
-        if weight is None or weight.scale.size != 1 or str(weight.array.dtype) not in _LOWEST:
+        if weight is None or weight.scale.size != 1 or str(weight.array.dtype) not in LIMITS:
             return None
-        shift = _LOWEST[self.storage] - _LOWEST[str(weight.array.dtype)]
-        stored = (weight.array.astype(np.int64) + shift).astype(self.storage)
+        dtype = str(weight.array.dtype)
+        if not usable(weight.scale) or (dtype == "int16" and weight.zero_point.any()):
+            return None
+        storage = self.stored_as(dtype)
+        shift = LIMITS[storage][0] - LIMITS[dtype][0]
+        stored = (weight.array.astype(np.int64) + shift).astype(storage)
         constant = self.builder.constant(f"{value.name}_stored", stored)
         point = int(weight.zero_point[0]) + shift
-        if not weight.scale[0] >= 2.0**-100:
-            return None
-        self.quantized[value] = Quantized(
-            constant, Quantization(weight.scale[0], point, self.storage)
-        )
+        self.quantized[value] = Quantized(constant, Quantization(weight.scale[0], point, storage))
         return self.quantized[value]
 
     def has_operand(self, value: ir.Value | None) -> bool:
-        """Tell whether an input has an 8-bit form."""
+        """Tell whether an input has a form in integers."""
         return self.operand(value) is not None
 
     def bias(self, value: ir.Value | None, scales: Array) -> Array | None:
@@ -363,6 +402,11 @@ class Integers:
         limit = 2.0**31 - 1
         return np.rint(np.clip(real / scales.astype(np.float64), -limit, limit)).astype(np.int32)
 
+    def look_up(self, function: Function, target: Quantization, name: str) -> ir.Value:
+        """Emit a function of one quantized value."""
+        x, label = self.quantized[function.source], function.nodes[-1].name
+        return emit_function(self.builder, function.evaluate, x, target, name, label=label)
+
     def rescale(
         self,
         source: Quantized,
@@ -381,20 +425,12 @@ class Integers:
             [source.value],
             {
                 "x_zero_point": q.zero_point,
-                "multiplier": float(multiplier(np.float64(q.scale) / np.float64(target.scale))),
+                **factor_attribute(
+                    np.float64(q.scale) / np.float64(target.scale), q.scale, target.scale
+                ),
                 **output_attributes(target, bounds),
             },
             name,
             target.dtype,
             shape_of(source.value),
         )
-
-
-def multiplier(ratio: Any) -> Array:
-    """Round ratios of scales to float32; a huge one saturates any accumulator but 0 anyway."""
-    return np.asarray(np.minimum(ratio, _LARGEST_MULTIPLIER), np.float32)
-
-
-def output_attributes(target: Quantization, bounds: tuple[int, int]) -> dict[str, int]:
-    """Return the attributes that every requantising node has."""
-    return {"zero_point": target.zero_point, "low": bounds[0], "high": bounds[1]}

@@ -15,7 +15,9 @@ import onnx_ir as ir
 from edgepress.targets.lowering.dialect import DOMAIN, Builder, array_of, dtype_of, shape_of
 
 _WINDOWS = {"Conv", "QConv", "MaxPool", "AveragePool", "QAveragePool"}
-_FOLLOWING = {"Rescale", "Table", "Quantize", "Dequantize", "QAdd", "QMul"}
+_FOLLOWING = {"Rescale", "Table", "Quantize", "Dequantize", "QAdd", "QMul", "QSoftmax"}
+_WITH_TABLE = ("QSoftmax", "Table")
+_ALONG_AN_AXIS = ("Concat", "QSoftmax")
 _ELEMENTWISE = {
     "Abs", "Add", "Cast", "Ceil", "Clip", "Div", "Elu", "Erf", "Exp", "Floor", "Gelu",
     "HardSigmoid", "HardSwish", "LeakyRelu", "Log", "Max", "Min", "Mish", "Mul", "Neg", "Pow",
@@ -90,7 +92,7 @@ class _Layout:
             return False
         operands: list[ir.Value | None] = []
         for i, value in enumerate(node.inputs):
-            if value is None or (custom and i > 0 and node.op_type == "Table"):
+            if value is None or (custom and i > 0 and node.op_type in _WITH_TABLE):
                 operands.append(None if value is None else self.plain(value))
             elif len(shape_of(value)) == 4:
                 operands.append(self.last(value))
@@ -114,9 +116,10 @@ class _Layout:
         shape = shape_of(output)
         permuted = tuple(shape[axis] for axis in _TO_NHWC)
         attributes = list(node.attributes.values())
-        if node.op_type == "Concat":
+        if node.op_type in _ALONG_AN_AXIS:
             axis = node.attributes.get_int("axis", 1) % 4
-            attributes = [ir.AttrInt64("axis", _TO_NHWC.index(axis))]
+            attributes = [attribute for attribute in attributes if attribute.name != "axis"]
+            attributes.append(ir.AttrInt64("axis", _TO_NHWC.index(axis)))
         result = self.builder.node(
             node.op_type,
             operands,

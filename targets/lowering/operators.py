@@ -14,6 +14,7 @@ import onnx.numpy_helper
 
 from edgepress.targets.lowering import decompose_recurrent
 from edgepress.targets.lowering.decompose_quantized import exact_in_float32
+from edgepress.targets.lowering.dialect import DOMAIN
 from edgepress.targets.lowering.rewriting import attributes_of
 from edgepress.targets.program import DTYPES, Array
 
@@ -141,6 +142,8 @@ def unsupported(model: onnx.ModelProto) -> list[tuple[str, str]]:
 
 def check(node: onnx.NodeProto, facts: Facts) -> str | None:
     """Say why a node cannot be lowered; None where nothing is known against it."""
+    if node.domain == DOMAIN:  # claimed already
+        return None
     if node.domain not in ("", "ai.onnx"):
         return f"the domain {node.domain} is not supported"
     if node.op_type in REFUSED:

@@ -11,7 +11,7 @@ import onnx.numpy_helper
 import onnx.shape_inference
 from onnx.reference import ReferenceEvaluator
 
-from edgepress.targets.lowering.dialect import take_name
+from edgepress.targets.lowering.dialect import DOMAIN, take_name
 from edgepress.targets.program import Array
 
 
@@ -159,6 +159,10 @@ class Rewriting:
         model.graph.input.extend(self.source.input)
         model.graph.output.extend(self.source.output)
         model.graph.node.extend(nodes)
+        claimed = [name for node in nodes if node.domain == DOMAIN for name in node.output]
+        model.graph.value_info.extend(  # onnx cannot infer these
+            onnx.ValueInfoProto(name=name, type=self.type_of(name)) for name in claimed
+        )
         for name in (n for n in (*self._tensors, *self._arrays) if n in read):
             read.remove(name)
             tensor = self._tensors.get(name)

@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from edgepress.targets.lowering.quantization import Quantization
+
 Array = npt.NDArray[Any]
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -72,6 +74,26 @@ FUNCTIONS: dict[str, Callable[[Array, ir.Node], Array]] = {
 def table(
     real: Array, scale: float, zero_point: int, low: int, high: int, dtype: str
 ) -> npt.NDArray[Any]:
-    """Quantize 256 function values: rounded half to even, clamped to `[low, high]`."""
-    scaled = np.clip(np.rint(real / scale), -1e6, 1e6) + zero_point
-    return np.asarray(np.clip(scaled, low, high).astype(dtype))
+    """Quantize function values: rounded half to even, clamped to `[low, high]`; NaN is `high`."""
+    scaled = np.clip(np.rint(np.where(np.isnan(real), np.inf, real) / scale), -1e6, 1e6)
+    return np.asarray(np.clip(scaled + zero_point, low, high).astype(dtype))
+
+
+def entries_of(
+    function: Callable[[Array], Array],
+    source: Quantization,
+    target: Quantization,
+    bounds: tuple[float, float],
+) -> npt.NDArray[Any]:
+    """Evaluate a function of an 8-bit value for all 256 of them, in ascending order.
+
+    Args:
+        function: of float64 values.
+        source: what the 8-bit value stands for.
+        target: of the entries.
+        bounds: what a ReLU or Clip behind the function leaves of its values.
+    """
+    steps = np.arange(source.lowest, source.highest + 1, dtype=np.float64) - source.zero_point
+    real = function(steps * np.float64(source.scale))
+    low, high = target.clamp(*bounds)
+    return table(real, float(target.scale), target.zero_point, low, high, target.dtype)

@@ -31,7 +31,7 @@ from edgepress.targets.schedules.emit import (
     load,
     repeat,
 )
-from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
+from edgepress.targets.schedules.epilogue import Epilogue, Requantise, factor_dtype, finish
 
 Array = npt.NDArray[Any]
 _PARALLEL_MACS = 2_000_000  # below this, waking a second thread costs more than it saves
@@ -132,8 +132,7 @@ def pack_weights(weights: Array, shape: ConvShape, isa: Isa, tile: Tile) -> Arra
     Where `shape.channels` exceeds `in / groups`, the missing input channels are zeros.
     """
     out, given, height, width = weights.shape
-    quantized = weights.dtype == np.int8
-    group = isa.group if quantized else 1
+    group = 1 if weights.dtype == np.float32 else isa.group
     per_group = out // shape.groups
     padded = np.zeros((out, height, width, shape.channels), weights.dtype)
     padded[..., :given] = weights.transpose(0, 2, 3, 1)
@@ -160,33 +159,30 @@ def pack_channels(values: Array, shape: ConvShape, isa: Isa) -> Array:
     return packed.ravel()
 
 
-def conv(name: str, shape: ConvShape, isa: Isa, epilogue: Epilogue, tile: Tile) -> Any:
+def conv(
+    name: str,
+    shape: ConvShape,
+    isa: Isa,
+    epilogue: Epilogue,
+    tile: Tile,
+    weights_dtype: str = "int8",
+) -> Any:
     """Generate the kernel.
 
-    Arguments of the kernel: x (staged), weights (packed), bias (packed), for integers the
-    multipliers (packed), y `[batch, out_height, out_width, out_channels]`.
+    Arguments of the kernel: x (staged), weights (packed; int8 or int16 for integers), bias
+    (packed), for integers the multipliers or shifts (packed), y `[batch, out_height, out_width,
+    out_channels]`.
     """
     shape = shape.flattened()
     quantized = isinstance(epilogue, Requantise)
     kernel = Kernel(name)
-    writer = _Writer(kernel, shape, isa, epilogue, tile, quantized)
-    full_tiles, last_rows = divmod(shape.out_width, tile.rows)
-    lines = shape.batch * shape.out_height
-    threaded = shape.macs >= _PARALLEL_MACS
-    by_line = threaded and lines > 1
-    with kernel.loop("line", lines, parallel=by_line) as line:
-        many = threaded and not by_line and full_tiles > 1
-        if full_tiles:
-            with kernel.loop("tile", full_tiles, parallel=many) as index:
-                writer.tile(
-                    line, index * tile.rows, tile.rows, threaded and lines * full_tiles == 1
-                )
-        if last_rows:
-            writer.tile(line, full_tiles * tile.rows, last_rows, False)
+    TileWriter(kernel, shape, isa, epilogue, tile, weights_dtype if quantized else "float32").tiles(
+        tile
+    )
     return kernel.finish()
 
 
-class _Writer:
+class TileWriter:
     """Emits tiles; holds what every tile of one kernel has in common."""
 
     def __init__(
@@ -196,10 +192,11 @@ class _Writer:
         isa: Isa,
         epilogue: Epilogue,
         tile: Tile,
-        quantized: bool,
+        weights_dtype: str,
     ) -> None:
         self.kernel, self.shape, self.isa, self.epilogue = kernel, shape, isa, epilogue
-        self.quantized, self.columns = quantized, tile.columns
+        self.quantized, self.columns = weights_dtype != "float32", tile.columns
+        quantized = self.quantized
         self.group = isa.group if quantized else 1
         self.step = step(isa, quantized)
         self.pitch = shape.channels * shape.groups
@@ -217,14 +214,37 @@ class _Writer:
         size = shape.batch * shape.height * shape.width * self.pitch
         channels = self.packed * shape.groups
         self.x = kernel.argument("x", staged, size)
-        self.weights = kernel.argument(
-            "weights", "int8" if quantized else "float32", channels * self.weights_per_lane
-        )
+        self.weights_dtype = weights_dtype
+        self.weights = kernel.argument("weights", weights_dtype, channels * self.weights_per_lane)
         self.accumulator = "int32" if quantized else "float32"
-        self.bias = kernel.argument("bias", self.accumulator, channels)
-        self.multiplier = kernel.argument("multiplier", "float32", channels) if quantized else None
+        self.declare(channels)
         outputs = shape.batch * shape.out_height * shape.out_width * shape.out_channels
         self.y = kernel.argument("y", epilogue.dtype, outputs)
+
+    def declare(self, channels: int) -> None:
+        """Declare the arguments between the weights and the outputs."""
+        self.bias = self.kernel.argument("bias", self.accumulator, channels)
+        self.multiplier = None
+        if isinstance(self.epilogue, Requantise):
+            dtype = factor_dtype(self.epilogue)
+            self.multiplier = self.kernel.argument("multiplier", dtype, channels)
+
+    def tiles(self, tile: Tile) -> None:
+        """Emit the whole layer."""
+        kernel, shape = self.kernel, self.shape
+        full_tiles, last_rows = divmod(shape.out_width, tile.rows)
+        lines = shape.batch * shape.out_height
+        threaded = shape.macs >= _PARALLEL_MACS
+        by_line = threaded and lines > 1
+        with kernel.loop("line", lines, parallel=by_line) as line:
+            many = threaded and not by_line and full_tiles > 1
+            if full_tiles:
+                with kernel.loop("tile", full_tiles, parallel=many) as index:
+                    self.tile(
+                        line, index * tile.rows, tile.rows, threaded and lines * full_tiles == 1
+                    )
+            if last_rows:
+                self.tile(line, full_tiles * tile.rows, last_rows, False)
 
     def tile(self, line: Expr, first: Expr, rows: int, parallel: bool) -> None:
         """Emit all output channels of `rows` pixels that start at column `first` of a line."""
@@ -260,10 +280,7 @@ class _Writer:
             [kernel.registers("held", self.accumulator, lanes) for _ in range(columns)]
             for _ in range(rows)
         ]
-        for column in range(columns):
-            start = kernel.let("start", load(self.bias, channel + column * lanes, lanes))
-            for row in range(rows):
-                kernel.store(held[row][column], 0, start, lanes)
+        self.begin(held, channel)
         with (
             kernel.loop("window_row", shape.kernel[0]) as window_row,
             kernel.loop("window_column", self.window_columns) as window_column,
@@ -276,15 +293,29 @@ class _Writer:
             self.reduce(held, x_base + offset, w_base + done * width)
         out_channel = group * (shape.out_channels // shape.groups) + block * (self.columns * lanes)
         y_base = kernel.let("y_base", pixel + out_channel)
+        self.end(held, channel, y_base, last_lanes)
+
+    def begin(self, held: list[list[Buffer]], channel: Expr) -> None:
+        """Start all accumulators at the bias."""
+        lanes = self.isa.lanes
+        for column in range(len(held[0])):
+            bias = load(self.bias, channel + column * lanes, lanes)
+            start = self.kernel.let("start", bias)
+            for accumulators in held:
+                self.kernel.store(accumulators[column], 0, start, lanes)
+
+    def end(self, held: list[list[Buffer]], channel: Expr, y_base: Expr, last_lanes: int) -> None:
+        """Turn all accumulators into outputs; the last vector has `last_lanes` of them."""
+        kernel, lanes, columns = self.kernel, self.isa.lanes, len(held[0])
         for column in range(columns):
             valid = last_lanes if column == columns - 1 else lanes
             scale = None
             if self.multiplier is not None:
                 scale = kernel.let("scale", load(self.multiplier, channel + column * lanes, lanes))
-            for row in range(rows):
-                accumulator = load(held[row][column], 0, lanes)
+            for row, accumulators in enumerate(held):
+                accumulator = load(accumulators[column], 0, lanes)
                 value = kernel.let("value", finish(accumulator, scale, self.epilogue, lanes))
-                self.store(y_base + row * shape.out_channels + column * lanes, value, valid)
+                self.store(y_base + row * self.shape.out_channels + column * lanes, value, valid)
 
     def reduce(self, held: list[list[Buffer]], x_index: Expr, w_index: Expr) -> None:
         """Emit one reduction step: every input of the step times every weight vector."""
@@ -316,7 +347,7 @@ class _Writer:
     def weight_vectors(self, index: Expr, columns: int) -> list[Expr]:
         """Load one weight vector per column."""
         kernel, width = self.kernel, self.isa.lanes * self.group
-        if not self.quantized or width >= 16:
+        if self.weights_dtype != "int8" or width >= 16 or self.isa.lanes == 1:
             parts = (load(self.weights, index + c * width, width) for c in range(columns))
             return [kernel.let("w", part) for part in parts]
         # Eight bytes a load, widened to the two halves of one register: less would mean more

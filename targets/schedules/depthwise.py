@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, cast, chunks, load
-from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
+from edgepress.targets.schedules.epilogue import Epilogue, Requantise, factor_dtype, finish
 from edgepress.targets.schedules.window import WindowShape
 
 Array = npt.NDArray[Any]
@@ -23,10 +23,10 @@ _MOST_COLUMNS = 7
 
 
 def pack_weights(weights: Array, isa: Isa) -> Array:
-    """Pack `[channels, 1, kh, kw]` weights; int8 ones become int16."""
+    """Pack `[channels, 1, kh, kw]` weights; integers become int16."""
     channels = weights.shape[0]
     taps = weights.reshape(channels, -1).astype(
-        np.int16 if weights.dtype == np.int8 else np.float32
+        np.float32 if weights.dtype == np.float32 else np.int16
     )
     parts = []
     for first, lanes, count in chunks(channels, isa.lanes):
@@ -39,7 +39,7 @@ def depthwise(name: str, shape: WindowShape, isa: Isa, epilogue: Epilogue) -> An
     """Generate the kernel.
 
     Arguments of the kernel: x (padded), weights (packed), bias `[channels]`, for integers the
-    multipliers `[channels]`, y `[batch, out_height, out_width, channels]`.
+    multipliers or shifts `[channels]`, y `[batch, out_height, out_width, channels]`.
     """
     quantized = isinstance(epilogue, Requantise)
     kernel = Kernel(name)
@@ -49,7 +49,9 @@ def depthwise(name: str, shape: WindowShape, isa: Isa, epilogue: Epilogue) -> An
     x = kernel.argument("x", isa.storage if quantized else "float32", size)
     weights = kernel.argument("weights", "int16" if quantized else "float32", shape.channels * taps)
     bias = kernel.argument("bias", accumulator, shape.channels)
-    multiplier = kernel.argument("multiplier", "float32", shape.channels) if quantized else None
+    multiplier = None
+    if isinstance(epilogue, Requantise):
+        multiplier = kernel.argument("multiplier", factor_dtype(epilogue), shape.channels)
     lines = shape.lines
     y = kernel.argument("y", epilogue.dtype, lines * shape.out_width * shape.channels)
 

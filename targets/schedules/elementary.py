@@ -67,7 +67,7 @@ def exp(x: Expr) -> Expr:
     """Return e to the x: 2**n times a polynomial of the remainder, |remainder| <= ln(2) / 2."""
 
     def of(x: Expr) -> Expr:
-        shifted = _fence(x * _like(x, _LOG2_E) + _like(x, _ROUND))
+        shifted = fence(x * _like(x, _LOG2_E) + _like(x, _ROUND))
         return _let("shifted", shifted, lambda shifted: _exp_from_rounded(x, shifted))
 
     # Beyond these the result is 0 or infinity anyway. Max and Min return their second operand
@@ -77,7 +77,7 @@ def exp(x: Expr) -> Expr:
 
 
 def _exp_from_rounded(x: Expr, shifted: Expr) -> Expr:
-    n = _fence(shifted) - _like(x, _ROUND)
+    n = fence(shifted) - _like(x, _ROUND)
     remainder = _let("n", n, lambda n: x - n * _like(x, _LN2_HIGH) - n * _like(x, _LN2_LOW))
     power = _as_int(shifted) - _like_int(x, _ROUND_BITS)
 
@@ -249,7 +249,7 @@ def _with_sign(magnitude: Expr, x: Expr) -> Expr:
     return _as_float(tirx.bitwise_or(_as_int(magnitude), sign))
 
 
-def _fence(x: Expr) -> Expr:
+def fence(x: Expr) -> Expr:
     """Keep TVM and LLVM from simplifying across this sum, as (x + c) - c to x."""
     suffix = "f32" if _lanes(x) == 1 else f"v{_lanes(x)}f32"
     return tirx.call_llvm_pure_intrin(

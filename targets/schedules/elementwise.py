@@ -15,7 +15,13 @@ from tvm import tirx
 
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Expr, Kernel, cast, chunks, load, repeat, splat
-from edgepress.targets.schedules.epilogue import Requantise, requantise
+from edgepress.targets.schedules.epilogue import (
+    Requantise,
+    Shift,
+    clamped_output,
+    divided,
+    requantise,
+)
 
 _PARALLEL_SIZE = 512 * 1024  # below this, waking a second thread costs more than it saves
 _LINE = 4096
@@ -23,14 +29,14 @@ _LINE = 4096
 
 @dataclass(frozen=True)
 class Operand:
-    """An 8-bit operand: dtype, zero point and how many elements before it repeats."""
+    """An integer operand: dtype, zero point and how many elements before it repeats."""
 
     dtype: str
     zero_point: int
     period: int
 
 
-def _for_each(
+def for_each(
     kernel: Kernel, size: int, period: int, lanes: int, body: Callable[[Expr, Expr, int], None]
 ) -> None:
     """Call `body(index, index within the period, lanes)` for runs that cover `size` elements."""
@@ -63,7 +69,7 @@ def quantise(name: str, size: int, isa: Isa, scale: float, epilogue: Requantise)
         scaled = load(x, index, lanes) / splat(scale, "float32", lanes)
         kernel.store(y, index, requantise(scaled, epilogue, lanes), lanes)
 
-    _for_each(kernel, size, size, isa.lanes, body)
+    for_each(kernel, size, size, isa.lanes, body)
     return kernel.finish()
 
 
@@ -78,19 +84,22 @@ def dequantise(name: str, size: int, isa: Isa, scale: float, dtype: str, zero_po
         value = cast(centred, "float32", lanes) * splat(scale, "float32", lanes)
         kernel.store(y, index, value, lanes)
 
-    _for_each(kernel, size, size, isa.lanes, body)
+    for_each(kernel, size, size, isa.lanes, body)
     return kernel.finish()
 
 
 def rescale(
-    name: str, size: int, isa: Isa, operand: Operand, multiplier: float, epilogue: Requantise
+    name: str, size: int, isa: Isa, operand: Operand, factor: float, epilogue: Requantise
 ) -> Any:
-    """Generate a change of scale and zero point, with the clamp of a ReLU or Clip: x and y."""
+    """Generate a change of scale and zero point, with the clamp of a ReLU or Clip: x and y.
+
+    The factor here and below is a multiplier, or for `Shift` the places to shift by.
+    """
 
     def combine(values: list[Expr], _lanes: int) -> Expr:
         return values[0]
 
-    return _combine(name, size, isa, [operand], combine, multiplier, epilogue)
+    return _combine(name, size, isa, [operand], combine, factor, epilogue)
 
 
 def add(
@@ -99,19 +108,19 @@ def add(
     isa: Isa,
     operands: tuple[Operand, Operand],
     factors: tuple[int, int],
-    multiplier: float,
+    factor: float,
     epilogue: Requantise,
 ) -> Any:
     """Generate `requantise(a * factors[0] + b * factors[1])` on centred values: a, b, y."""
 
     def combine(values: list[Expr], lanes: int) -> Expr:
         a, b = (
-            value * splat(factor, "int32", lanes)
-            for value, factor in zip(values, factors, strict=True)
+            value * splat(weight, "int32", lanes)
+            for value, weight in zip(values, factors, strict=True)
         )
         return a + b
 
-    return _combine(name, size, isa, list(operands), combine, multiplier, epilogue)
+    return _combine(name, size, isa, list(operands), combine, factor, epilogue)
 
 
 def multiply(
@@ -119,7 +128,7 @@ def multiply(
     size: int,
     isa: Isa,
     operands: tuple[Operand, Operand],
-    multiplier: float,
+    factor: float,
     epilogue: Requantise,
 ) -> Any:
     """Generate `requantise(a * b)` on centred values: a, b, y."""
@@ -127,7 +136,7 @@ def multiply(
     def combine(values: list[Expr], _lanes: int) -> Expr:
         return values[0] * values[1]
 
-    return _combine(name, size, isa, list(operands), combine, multiplier, epilogue)
+    return _combine(name, size, isa, list(operands), combine, factor, epilogue)
 
 
 def _combine(
@@ -136,7 +145,7 @@ def _combine(
     isa: Isa,
     operands: list[Operand],
     combine: Callable[[list[Expr], int], Expr],
-    multiplier: float,
+    factor: float,
     epilogue: Requantise,
 ) -> Any:
     kernel = Kernel(name)
@@ -155,11 +164,16 @@ def _combine(
                 value = load(buffer, index if operand.period == size else within, lanes)
             centred = cast(value, "int32", lanes) - splat(operand.zero_point, "int32", lanes)
             values.append(kernel.let("centred", centred))
+        if isinstance(epilogue, Shift):
+            total = kernel.let("total", combine(values, lanes))
+            rounded = divided(total, int(factor), lanes)
+            kernel.store(y, index, clamped_output(rounded, epilogue, lanes), lanes)
+            return
         total = kernel.let("total", cast(combine(values, lanes), "float32", lanes))
-        scaled = total * splat(multiplier, "float32", lanes)
+        scaled = total * splat(factor, "float32", lanes)
         kernel.store(y, index, requantise(scaled, epilogue, lanes), lanes)
 
-    _for_each(kernel, size, min(operand.period for operand in operands), isa.lanes, body)
+    for_each(kernel, size, min(operand.period for operand in operands), isa.lanes, body)
     return kernel.finish()
 
 

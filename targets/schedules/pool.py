@@ -2,7 +2,8 @@
 
 The input is padded already: with the lowest value for a max pool, with the zero point (or 0.0) for
 an average, so that no window asks where it is. An average multiplies by one factor per output
-pixel, which carries the count of real pixels under that window and, for integers, the scales.
+pixel, which carries the count of real pixels under that window and, for integers, the scales: a
+float32, or an int32 and one shift for all.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from tvm import tirx
 
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Kernel, cast, chunks, load, repeat, splat
-from edgepress.targets.schedules.epilogue import Epilogue, Requantise, finish
+from edgepress.targets.schedules.epilogue import (
+    Epilogue,
+    Requantise,
+    Shift,
+    clamped_output,
+    divided,
+    factor_dtype,
+    finish,
+)
 from edgepress.targets.schedules.window import WindowShape
 
 PARALLEL_READS = 1_000_000  # below this, waking a second thread costs more than it saves
@@ -48,18 +57,26 @@ def max_pool(name: str, shape: WindowShape, isa: Isa, dtype: str) -> Any:
 
 
 def average_pool(
-    name: str, shape: WindowShape, isa: Isa, dtype: str, zero_point: int, epilogue: Epilogue
+    name: str,
+    shape: WindowShape,
+    isa: Isa,
+    dtype: str,
+    zero_point: int,
+    epilogue: Epilogue,
+    places: int = 0,
 ) -> Any:
     """Generate the kernel.
 
-    Arguments of the kernel: x (padded), factors float32 `[out_height * out_width]`, y. `dtype` and
-    `zero_point` are those of x; a float32 x has zero point 0.
+    Arguments of the kernel: x (padded), factors `[out_height * out_width]`, y. The factors are
+    int32 for a `Shift`, and then products are divided by `2**places`; float32 otherwise. `dtype`
+    and `zero_point` are those of x; a float32 x has zero point 0.
     """
     kernel = Kernel(name)
     quantized = isinstance(epilogue, Requantise)
     held_type = "int32" if quantized else "float32"
     x = kernel.argument("x", dtype, shape.batch * shape.height * shape.width * shape.channels)
-    factors = kernel.argument("factors", "float32", shape.out_height * shape.out_width)
+    factor_type = factor_dtype(epilogue) if isinstance(epilogue, Requantise) else "float32"
+    factors = kernel.argument("factors", factor_type, shape.out_height * shape.out_width)
     y = kernel.argument("y", epilogue.dtype, shape.lines * shape.out_width * shape.channels)
     start = -zero_point * shape.taps
     with (
@@ -84,6 +101,12 @@ def average_pool(
                     kernel.store(total, 0, load(total, 0, lanes) + value, lanes)
                 scale = repeat(factor, lanes)
                 held = load(total, 0, lanes)
-                result = finish(held if quantized else held * scale, scale, epilogue, lanes)
+                if isinstance(epilogue, Shift):
+                    product = cast(held, "int64", lanes) * cast(scale, "int64", lanes)
+                    product = kernel.let("product", product)
+                    rounded = divided(product, places, lanes, "int64")
+                    result = clamped_output(rounded, epilogue, lanes, "int64")
+                else:
+                    result = finish(held if quantized else held * scale, scale, epilogue, lanes)
                 kernel.store(y, pixel + channel, result, lanes)
     return kernel.finish()

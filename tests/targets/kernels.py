@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +18,20 @@ from edgepress.targets.isa.base import Isa
 from edgepress.targets.load import host_flags, load_target
 from edgepress.targets.program import Array, Call, Program, Tensor
 from edgepress.targets.schedules import conv, depthwise
-from edgepress.targets.schedules.epilogue import Clip, Epilogue, Requantise
+from edgepress.targets.schedules.epilogue import (
+    Clip,
+    Epilogue,
+    Requantise,
+    Shift,
+    factor_dtype,
+)
 from edgepress.targets.schedules.stage import StageShape, stage
 from edgepress.targets.schedules.window import WindowShape
 from tests.targets.interpret import run_program
 
 FLOAT_TOLERANCE = 1e-5  # of the largest value of an output
-LOWEST = {"uint8": 0, "int8": -128}
+LOWEST = {"uint8": 0, "int8": -128, "int16": -(2**15)}
+HIGHEST = {"uint8": 255, "int8": 127, "int16": 2**15 - 1}
 ISAS = ("avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_armv7")
 _BOARDS = {
     "avx2": "x86-64-v3",
@@ -31,6 +39,7 @@ _BOARDS = {
     "neon": "raspberry-pi-4",
     "neon_dotprod": "raspberry-pi-5",
     "neon_armv7": "armv7-neon",
+    "scalar": "armv7-soft-float",
 }
 
 
@@ -107,11 +116,14 @@ def check(cases: Sequence[Case], isa: str) -> None:
 
 
 def requantised(total: Array, multiplier: Any, epilogue: Requantise) -> Array:
-    """The rule of docs/integer.md on exact sums and float32 multipliers."""
+    """The rules of docs/integer.md on exact sums: float32 multipliers, or shifts."""
     assert np.abs(total, dtype=np.float64).max(initial=0) < 2**31
+    low, high = epilogue.low - epilogue.zero_point, epilogue.high - epilogue.zero_point
+    if isinstance(epilogue, Shift):  # float64 holds int32 and their halves exactly
+        steps = np.rint(total.astype(np.float64) * 2.0 ** -np.asarray(multiplier, np.float64))
+        return np.asarray((np.clip(steps, low, high) + epilogue.zero_point).astype(epilogue.dtype))
     with np.errstate(over="ignore"):
         scaled = total.astype(np.int32).astype(np.float32) * np.asarray(multiplier, np.float32)
-    low, high = epilogue.low - epilogue.zero_point, epilogue.high - epilogue.zero_point
     rounded = np.rint(np.clip(scaled, np.float32(low), np.float32(high)))
     return np.asarray((rounded.astype(np.int64) + epilogue.zero_point).astype(epilogue.dtype))
 
@@ -183,10 +195,10 @@ class Window:
 
 
 def eight_bit(random: np.random.Generator, shape: Sequence[int], dtype: str) -> Array:
-    """Random 8-bit values of which many lie at the ends."""
-    low = LOWEST[dtype]
-    values = random.integers(low, low + 256, shape)
-    ends = random.choice([low, low + 255], size=shape)
+    """Random values of an 8-bit or 16-bit dtype, of which many lie at the ends."""
+    low, high = LOWEST[dtype], HIGHEST[dtype]
+    values = random.integers(low, high + 1, shape)
+    ends = random.choice([low, high], size=shape)
     return np.where(random.random(shape) < 0.25, ends, values).astype(dtype)
 
 
@@ -198,10 +210,17 @@ def conv_case(
     seed: int = 0,
     multiplier: float | None = None,
     weight: int | None = None,
+    operands: tuple[str, str] = ("", "int8"),
+    extremes: bool = False,
 ) -> Case:
-    """A convolution of random values; `multiplier` and `weight` replace those of every channel."""
+    """A convolution of random values; `multiplier` and `weight` replace those of every channel.
+
+    `operands` are the dtypes of input and weights; "" is the storage of the instruction set. With
+    `extremes`, all inputs but those of the first pixel are the least value, and biases are 0.
+    """
     random = np.random.default_rng(seed)
     quantized = isinstance(epilogue, Requantise)
+    given_dtype, isa = operands[0] or isa.storage, isa.for_operands(*operands)
     read = conv.step(isa, quantized)
     given = window.channels // window.groups
     channels = -(-given // read) * read
@@ -214,17 +233,22 @@ def conv_case(
     w_shape = (window.out_channels, given, *window.kernel)
     tile = conv.choose_tile(shape, isa, quantized)
     # What lies in channels beyond the real ones must not matter, so it is not zero.
-    if quantized:
-        x = eight_bit(random, x_shape, isa.storage).astype(isa.staged)
-        w = random.integers(-127, 128, w_shape).astype(np.int8)
-        w[random.random(w_shape) < 0.1] = 127
+    if isinstance(epilogue, Requantise):
+        x = eight_bit(random, x_shape, given_dtype).astype(isa.staged)
+        largest = largest_weight(given_dtype, operands[1], math.prod(w_shape[1:]))
+        w = random.integers(-largest, largest + 1, w_shape).astype(operands[1])
+        w[random.random(w_shape) < 0.1] = largest
         if weight is not None:
             w[:] = weight
         bias = random.integers(-20_000, 20_000, window.out_channels).astype(np.int32)
+        if extremes:
+            x[:, :, 1:], bias[:] = LOWEST[given_dtype], 0
         scale = 1e-3 / np.sqrt(w[0].size) if multiplier is None else multiplier
         m = (random.uniform(0.5, 1.5, window.out_channels) * scale).astype(np.float32)
         if multiplier is not None:
-            m[:] = multiplier
+            m = np.full(window.out_channels, multiplier, factor_dtype(epilogue))
+        elif "int16" in (given_dtype, epilogue.dtype) or isinstance(epilogue, Shift):
+            m = fitting_factors(random, convolved(x, w, shape) + bias, epilogue)
     else:
         x = random.standard_normal(x_shape).astype(np.float32)
         w = random.standard_normal(w_shape).astype(np.float32)
@@ -234,16 +258,38 @@ def conv_case(
     if quantized:
         packed.append(conv.pack_channels(m, shape, isa))
     return Case(
-        lambda name: conv.conv(name, shape, isa, epilogue, tile),
+        lambda name: conv.conv(name, shape, isa, epilogue, tile, str(w.dtype)),
         (x, *packed),
         finished(convolved(x, w, shape) + bias, m, epilogue),
-        f"{isa.name} {window} {epilogue}",
+        f"{isa.name} {window} {epilogue} {operands}",
     )
 
 
-def depthwise_case(window: Window, isa: Isa, epilogue: Epilogue, *, seed: int = 0) -> Case:
-    """A depthwise convolution of random values."""
-    random = np.random.default_rng(seed)
+def largest_weight(x: str, weight: str, taps: int) -> int:
+    """The largest weight with which no sum of `taps` products overflows."""
+    return min(HIGHEST[weight], (2**31 - 2**16) // (2**15 if x == "int16" else 255) // taps)
+
+
+def fitting_factors(random: np.random.Generator, total: Array, epilogue: Requantise) -> Array:
+    """Multipliers or shifts per channel with which most outputs fit and some saturate."""
+    reach = np.abs(total).reshape(-1, total.shape[-1]).max(0) + 1
+    ratio = (HIGHEST[epilogue.dtype] - LOWEST[epilogue.dtype]) / 2 / reach
+    if isinstance(epilogue, Shift):
+        places = np.ceil(-np.log2(ratio)) + random.integers(-2, 3, ratio.shape)
+        return np.asarray(np.maximum(places, -17 if epilogue.left else 0).astype(np.int32))
+    return np.asarray((ratio * random.uniform(0.3, 3, ratio.shape)).astype(np.float32))
+
+
+def depthwise_case(
+    window: Window,
+    isa: Isa,
+    epilogue: Epilogue,
+    *,
+    seed: int = 0,
+    operands: tuple[str, str] = ("", "int8"),
+) -> Case:
+    """A depthwise convolution of random values; `operands` as in `conv_case`."""
+    random, isa = np.random.default_rng(seed), isa.for_operands(*operands)
     quantized = isinstance(epilogue, Requantise)
     height, width = window.size
     shape = WindowShape(
@@ -256,7 +302,11 @@ def depthwise_case(window: Window, isa: Isa, epilogue: Epilogue, *, seed: int = 
     )
     if quantized:
         x = eight_bit(random, x_shape, isa.storage)
-        w = random.choice([-128, -127, -3, 0, 1, 90, 127], size=w_shape).astype(np.int8)
+        w = random.choice([-128, -127, -3, 0, 1, 90, 127], size=w_shape).astype(operands[1])
+        if operands[1] == "int16":
+            largest = largest_weight(isa.storage, "int16", math.prod(window.kernel))
+            w = random.choice([-largest, -9, 0, largest // 3, largest], size=w_shape)
+            w = w.astype(np.int16)
         bias = random.integers(-20_000, 20_000, window.channels).astype(np.int32)
         m = random.uniform(0.5e-3, 2e-3, window.channels).astype(np.float32)
     else:
@@ -267,11 +317,14 @@ def depthwise_case(window: Window, isa: Isa, epilogue: Epilogue, *, seed: int = 
     total = np.zeros((window.batch, *window.out, window.channels)) + bias
     for i, j, seen in windows(x, window.out, window.kernel, window.strides, window.dilations):
         total += seen.astype(np.float64) * w[:, 0, i, j]
+    if isinstance(epilogue, Shift) or isa.storage == "int16":
+        assert isinstance(epilogue, Requantise)
+        m = fitting_factors(random, total, epilogue)
     return Case(
         lambda name: depthwise.depthwise(name, shape, isa, epilogue),
         (x, depthwise.pack_weights(w, isa), bias, *([m] if quantized else [])),
         finished(total, m, epilogue),
-        f"{isa.name} depthwise {window} {epilogue}",
+        f"{isa.name} depthwise {window} {epilogue} {operands}",
     )
 
 
@@ -302,4 +355,11 @@ def requantise_to(isa: Isa, zero_point: int = 3, low: int = 0, high: int = 255) 
     return Requantise(isa.storage, zero_point + base, low + base, high + base)
 
 
+def shift_to(dtype: str, *, left: bool = False, low: int | None = None) -> Shift:
+    """An epilogue by shifts whose zero point is real zero, as fixed-point graphs have it."""
+    point = 128 if dtype == "uint8" else 0
+    return Shift(dtype, point, LOWEST[dtype] if low is None else low, HIGHEST[dtype], left)
+
+
+WIDE = Requantise("int16", 0, LOWEST["int16"], HIGHEST["int16"])
 FLOATS = Clip()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -17,7 +18,7 @@ from edgepress.targets.lowering.build import lower
 from edgepress.targets.program import Array, Program
 from edgepress.targets.reference import Reference
 from tests.graphs import feeds, net
-from tests.targets.kernels import LOWEST
+from tests.targets.kernels import HIGHEST, LOWEST, largest_weight
 
 Scale = tuple[float, int]  # a scale, and a zero point counted from the lowest value
 
@@ -48,11 +49,12 @@ class Qdq:
         return name
 
     def pair(self, value: str, scale: Scale, dtype: str = "") -> str:
-        """QuantizeLinear and DequantizeLinear."""
+        """QuantizeLinear and DequantizeLinear; 16-bit values have no zero point but 0."""
         dtype = dtype or self.dtype
+        point = 0 if dtype == "int16" else scale[1] + LOWEST[dtype]
         parameters = (
             self.constant(np.float32(scale[0]), "s"),
-            self.constant(np.dtype(dtype).type(scale[1] + LOWEST[dtype]), "z"),
+            self.constant(np.dtype(dtype).type(point), "z"),
         )
         quantized = self.op("QuantizeLinear", value, *parameters)
         return self.op("DequantizeLinear", quantized, *parameters)
@@ -65,7 +67,10 @@ class Qdq:
         stored = self.constant(array, "w")
         return self.op("DequantizeLinear", stored, *parameters, attributes=f"axis={axis}")
 
-    def model(self, *outputs: str, opset: int = 17) -> ir.Model:
+    def model(self, *outputs: str, opset: int = 0) -> ir.Model:
+        if not opset:  # 21 is the first that quantizes to 16 bits
+            wide = any(array.dtype == np.int16 for array in self.constants.values())
+            opset = 21 if wide else 17
         results = ", ".join(f"float {name}" for name in outputs)
         dims = ", ".join(map(str, self.shape))
         model = net(
@@ -166,59 +171,104 @@ STEPS = [
 MOVES = ["transpose", "slice", "pad", "resize"]
 
 
-@st.composite
-def scale_and_zero(draw: st.DrawFn) -> Scale:
-    return draw(st.sampled_from(SCALES)), draw(st.sampled_from(POINTS))
+@dataclass(frozen=True)
+class Style:
+    """How the values of a drawn graph are stored.
+
+    Attributes:
+        dtypes: of the values; one is drawn for each.
+        fixed_point: all scales are powers of two and all zero points mean 0.
+        weights: dtypes of the weights.
+    """
+
+    dtypes: tuple[str, ...]
+    fixed_point: bool = False
+    weights: tuple[str, ...] = ("int8",)
+
+    def scale(self, scale: float, dtype: str) -> float:
+        """A scale like this one: 256 times finer for 16 bits."""
+        scale = scale / 256 if dtype == "int16" else scale
+        return 2.0 ** round(math.log2(scale)) if self.fixed_point else scale
+
+    @property
+    def widest(self) -> str:
+        """The widest dtype of a value."""
+        return "int16" if "int16" in self.dtypes else "uint8"
+
+
+NARROW = (Style(("uint8",)), Style(("int8",)))
+WIDE = (
+    Style(("int16",)),
+    Style(("int16",), weights=("int16",)),
+    Style(("uint8", "int16")),
+    Style(("int8", "int16"), weights=("int8", "int16")),
+)
+FIXED_POINT = (
+    Style(("int8",), True),
+    Style(("int16",), True, weights=("int16",)),
+    Style(("int8", "int16"), True, weights=("int8", "int16")),
+)
+
+
+def draw_pair(draw: st.DrawFn, graph: Qdq, style: Style, value: str) -> str:
+    """Quantize a value somehow."""
+    dtype = draw(st.sampled_from(style.dtypes))
+    scale, point = draw(st.sampled_from(SCALES)), draw(st.sampled_from(POINTS))
+    return graph.pair(
+        value, (style.scale(scale, dtype), 128 if style.fixed_point else point), dtype
+    )
 
 
 @st.composite
-def qdq_nets(draw: st.DrawFn, most_steps: int = 4, moves: bool = False) -> ir.Model:
+def qdq_nets(
+    draw: st.DrawFn, most_steps: int = 4, moves: bool = False, styles: Sequence[Style] = NARROW
+) -> ir.Model:
     """Random quantized CNNs with whole-integer interiors."""
+    style = draw(st.sampled_from(list(styles)))
     batch, channels = draw(st.sampled_from([1, 1, 2])), draw(st.sampled_from([1, 3, 5, 8]))
-    graph = Qdq((batch, channels, 5, 6), draw(st.sampled_from(["uint8", "int8"])))
+    graph = Qdq((batch, channels, 5, 6), style.dtypes[0])
     random = np.random.default_rng(draw(st.integers(0, 2**16)))
-    values = [(graph.pair("x", (0.03, 128)), graph.shape)]
+    values = [(graph.pair("x", (style.scale(0.03, graph.dtype), 128)), graph.shape)]
     steps = draw(st.lists(st.sampled_from(STEPS), min_size=1, max_size=most_steps))
     if moves:
         steps.append(draw(st.sampled_from(MOVES)))
     for step in steps:
-        values.append(_step(draw, graph, step, values, random))
+        values.append(_step(draw, graph, style, step, values, random))
     last, shape = values[-1]
     if draw(st.booleans()):
-        flat = graph.pair(graph.op("Flatten", last), (0.05, 100))
-        inputs = int(np.prod(shape[1:]))
-        weight = random.integers(-127, 128, (7, inputs)).astype(np.int8)
-        named = graph.weight(weight, random.uniform(0.001, 0.01, 7), 0)
-        last = graph.pair(graph.op("Gemm", flat, named, attributes="transB=1"), (0.1, 100))
+        flat = draw_pair(draw, graph, style, graph.op("Flatten", last))
+        named = _weight(draw, graph, style, (7, math.prod(shape[1:])), random)
+        gemm = graph.op("Gemm", flat, named, attributes="transB=1")
+        last = draw_pair(draw, graph, style, gemm)
     return graph.model(last)
 
 
 def _step(
     draw: st.DrawFn,
     graph: Qdq,
+    style: Style,
     step: str,
     values: list[tuple[str, tuple[int, ...]]],
     random: np.random.Generator,
 ) -> tuple[str, tuple[int, ...]]:
     source, shape = values[-1]
     made = shape
-    scale = draw(scale_and_zero())
     if step in ("conv", "depthwise"):
-        out, made = _conv(draw, graph, source, shape, step == "depthwise", random)
+        out, made = _conv(draw, graph, style, source, shape, step == "depthwise", random)
     elif step in ("add", "sub", "mul", "residual", "concat"):
         same = [v for v, s in values if s == shape]
         other = draw(st.sampled_from(same))
         if other == source or step == "residual":
-            other = graph.pair(graph.op("Relu", source), draw(scale_and_zero()))
+            other = draw_pair(draw, graph, style, graph.op("Relu", source))
         kind = {"residual": "Add", "concat": "Concat"}.get(step, step.capitalize())
         out = graph.op(kind, source, other, attributes="axis=1" if step == "concat" else "")
         if step == "concat":
             made = (shape[0], 2 * shape[1], *shape[2:])
     elif step == "broadcast":
-        lowest = LOWEST[graph.dtype]
-        array = (random.integers(0, 256, (shape[1], 1, 1)) + lowest).astype(graph.dtype)
-        kind = draw(st.sampled_from(["Add", "Mul", "Sub"]))
-        out = graph.op(kind, source, graph.weight(array, 0.01))
+        dtype = draw(st.sampled_from(style.dtypes))
+        array = random.integers(LOWEST[dtype], HIGHEST[dtype] + 1, (shape[1], 1, 1))
+        named = graph.weight(array.astype(dtype), style.scale(0.01, dtype))
+        out = graph.op(draw(st.sampled_from(["Add", "Mul", "Sub"])), source, named)
     elif step in ("max_pool", "average_pool") and shape[3] >= 2:
         stride = draw(st.integers(1, 2))
         include = ", count_include_pad=1" if step == "average_pool" and draw(st.booleans()) else ""
@@ -237,7 +287,7 @@ def _step(
         out = _clamp(draw, graph, source)
     if step not in ("relu", "clip", "rescale") and draw(st.booleans()):
         out = _clamp(draw, graph, out)
-    return graph.pair(out, scale), made
+    return draw_pair(draw, graph, style, out), made
 
 
 def _clamp(draw: st.DrawFn, graph: Qdq, source: str) -> str:
@@ -251,6 +301,7 @@ def _clamp(draw: st.DrawFn, graph: Qdq, source: str) -> str:
 def _conv(
     draw: st.DrawFn,
     graph: Qdq,
+    style: Style,
     source: str,
     shape: tuple[int, ...],
     depthwise: bool,
@@ -260,12 +311,7 @@ def _conv(
     groups = channels if depthwise or draw(st.integers(0, 5)) == 0 else 1
     out = channels if depthwise else groups * draw(st.sampled_from([1, 2, 4, 9]))
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (1, 3), (2, 2)]))
-    w = random.integers(-127, 128, (out, channels // groups, *kernel)).astype(np.int8)
-    if draw(st.integers(0, 4)) == 0:
-        w[0] = 0  # a dead channel
-    per_channel = draw(st.booleans())
-    scales = (random.uniform(0.2, 2, out if per_channel else ()) * 0.01).astype(np.float32)
-    inputs = [source, graph.weight(w, scales)]
+    inputs = [source, _weight(draw, graph, style, (out, channels // groups, *kernel), random)]
     if draw(st.booleans()):
         inputs.append(graph.constant(random.uniform(-1, 1, out).astype(np.float32)))
     pads = [int(random.integers(0, k)) for k in (*kernel, *kernel)]
@@ -277,6 +323,28 @@ def _conv(
     if min(made) < 1:
         return graph.op("Relu", source), shape
     return graph.op("Conv", *inputs, attributes=text), (shape[0], out, *made)
+
+
+def _weight(
+    draw: st.DrawFn,
+    graph: Qdq,
+    style: Style,
+    shape: tuple[int, ...],
+    random: np.random.Generator,
+) -> str:
+    """Weights that no sum overflows with, per channel or not, some at a scale far off."""
+    dtype = draw(st.sampled_from(style.weights))
+    largest = largest_weight(style.widest, dtype, math.prod(shape[1:]))
+    w = random.integers(-largest, largest + 1, shape).astype(dtype)
+    if draw(st.integers(0, 4)) == 0:
+        w[0] = 0  # a dead channel
+    per_channel = draw(st.booleans())
+    scales = random.uniform(0.2, 2, shape[:1] if per_channel else ()) / max(largest, 1)
+    if style.fixed_point:
+        scales = 2.0 ** np.rint(np.log2(scales))
+        if draw(st.integers(0, 4)) == 0:  # shifts to the left, or of everything
+            scales = scales * 2.0 ** draw(st.sampled_from([-30, 14, 30]))
+    return graph.weight(w, scales.astype(np.float32))
 
 
 def _move(

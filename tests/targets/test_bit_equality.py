@@ -8,7 +8,7 @@ import pytest
 from edgepress.targets.compile import compile_kernels
 from edgepress.targets.devices.base import open_device
 from edgepress.targets.export import export
-from edgepress.targets.isa.base import load_isa
+from edgepress.targets.isa.base import Isa, load_isa
 from edgepress.targets.lowering.build import lower
 from edgepress.targets.program import Array, Program
 from edgepress.targets.schedules.epilogue import Epilogue
@@ -25,20 +25,35 @@ from tests.targets.kernels import (
     native_isas,
     program_of,
     requantise_to,
+    shift_to,
     stage_case,
     target_of,
 )
-from tests.targets.qdq import check_graphs, drawn, inputs_of, merged, merged_graphs, qdq_nets
+from tests.targets.kernels import WIDE as WHOLE16
+from tests.targets.qdq import (
+    FIXED_POINT,
+    WIDE,
+    check_graphs,
+    drawn,
+    inputs_of,
+    merged,
+    merged_graphs,
+    qdq_nets,
+)
 from tests.targets.test_elementwise import (
     binary_case,
     dequantise_case,
     quantise_case,
     rescale_case,
 )
+from tests.targets.test_float_bits import EPILOGUES as BIT_EPILOGUES
+from tests.targets.test_float_bits import dequantise_case as bits_dequantise_case
+from tests.targets.test_float_bits import hostile_floats
+from tests.targets.test_float_bits import quantise_case as bits_quantise_case
 from tests.targets.test_pool import average_pool_case, max_pool_case
 from tests.targets.tiny import need
 
-EMULATED = ["neon", "neon_dotprod", "neon_armv7"]
+EMULATED = ["neon", "neon_dotprod", "neon_armv7", "scalar"]
 
 
 @pytest.mark.parametrize("isa", native_isas())
@@ -56,6 +71,20 @@ def test_graphs_with_moves(isa: str) -> None:
     inputs = inputs_of(models)
     program, joined = merged_graphs(models, target_of(isa), inputs)
     assert check_graphs(models, inputs, run_program(program, target_of(isa), joined)) >= 8
+
+
+@pytest.mark.parametrize("isa", native_isas())
+def test_random_graphs_of_16_bits_and_in_fixed_point(isa: str) -> None:
+    count = 20 if isa == native_isas()[-1] else 6
+    models = [
+        *drawn(qdq_nets(styles=WIDE), count),
+        *drawn(qdq_nets(styles=FIXED_POINT), count),
+        *drawn(qdq_nets(2, moves=True, styles=(*WIDE, *FIXED_POINT)), count // 2),
+    ]
+    inputs = inputs_of(models)
+    program, joined = merged_graphs(models, target_of(isa), inputs)
+    exact = check_graphs(models, inputs, run_program(program, target_of(isa), joined))
+    assert exact >= 0.9 * len(models)
 
 
 # Under qemu ----------------------------------------------------------------------------------
@@ -81,6 +110,8 @@ def test_boards(isa: str, tmp_path: Path) -> None:
     """Random graphs and single kernels in one bundle."""
     need_board(isa)
     models = drawn(qdq_nets(3), 20) + drawn(qdq_nets(1, moves=True), 4)
+    models += drawn(qdq_nets(3, styles=WIDE), 8) + drawn(qdq_nets(3, styles=FIXED_POINT), 8)
+    models += drawn(qdq_nets(1, moves=True, styles=(*WIDE, *FIXED_POINT)), 4)
     inputs = inputs_of(models)
     graphs = [lower(model, target_of(isa)) for model in models]
     cases = board_cases(isa)
@@ -89,8 +120,26 @@ def test_boards(isa: str, tmp_path: Path) -> None:
         f"g{i}_{n}": a for i, feed in enumerate([*inputs, arguments]) for n, a in feed.items()
     }
     results = emulate(merged([*graphs, kernels]), isa, tmp_path, joined)
-    assert check_graphs(models, inputs, results) >= 20
+    assert check_graphs(models, inputs, results) >= 0.9 * len(models)
     compare(cases, {f"k{i}_out": results[f"g{len(models)}_k{i}_out"] for i in range(len(cases))})
+
+
+def wide_cases(isa: Isa, windows: list[Window]) -> list[Case]:
+    """16-bit operands, shifts, and floats taken apart as integers."""
+    wide, shift, left = ("int16", "int16"), shift_to("int16"), shift_to(isa.storage, left=True)
+    cases = [conv_case(w, isa, shift, seed=i, operands=wide) for i, w in enumerate(windows)]
+    cases += [conv_case(windows[1], isa, e, operands=("int16", "int8")) for e in (WHOLE16, left)]
+    cases += [depthwise_case(w, isa, e, operands=wide) for w in windows[1:4] for e in (shift, left)]
+    cases += [max_pool_case(w, isa, "int16") for w in windows[1:3]]
+    cases += [average_pool_case(w, isa, shift, dtype="int16") for w in windows[1:3]]
+    for exponent in (-100, -9, 0, 119):
+        x = hostile_floats(exponent)
+        cases += [bits_quantise_case(x, isa, exponent, e) for e in (WHOLE16, BIT_EPILOGUES[2])]
+        cases += [bits_dequantise_case(isa, exponent, dtype, 0) for dtype in ("int16", "int8")]
+    cases += [rescale_case(259, isa, "int16", n, left) for n in (-17, 0, 9, 31)]
+    cases.append(binary_case("add", 35, (35, 35), isa, WHOLE16, (2**15, 77), 2.0**-16, wide))
+    cases.append(binary_case("multiply", 35, (7, 35), isa, shift, multiplier=16, dtypes=wide))
+    return cases
 
 
 def board_cases(isa_name: str) -> list[Case]:
@@ -121,6 +170,7 @@ def board_cases(isa_name: str) -> list[Case]:
     ties = (np.arange(-600, 601) / 2).astype(np.float32)
     ends = np.array([np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, np.nan], np.float32)
     values = np.concatenate([ties, np.nextafter(ties, np.float32(1e9)), ends])
+    cases += wide_cases(isa, windows)
     cases += [quantise_case(values, isa, scale, whole) for scale in (1.0, 0.1, 2.0**-100)]
     for scale in (0.37, 2.0**-100):
         cases.append(dequantise_case(259, isa, isa.storage, float(np.float32(scale)), low + 7))

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -11,11 +12,13 @@ from edgepress.targets.schedules.epilogue import Clip
 from tests.targets.kernels import (
     FLOATS,
     ISAS,
+    WIDE,
     Window,
     check,
     conv_case,
     native_isas,
     requantise_to,
+    shift_to,
 )
 
 GRID = [
@@ -96,6 +99,34 @@ def test_extremes(isa_name: str) -> None:
         cases.append(conv_case(long, isa, requantise_to(isa, 0), weight=weight, multiplier=1e-6))
     ties = conv_case(window, isa, requantise_to(isa, 128), weight=1, multiplier=2.0**-9)
     cases.append(ties)
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_16_bits_and_shifts(isa_name: str) -> None:
+    isa = load_isa(isa_name)
+    wide = [("int16", "int8"), ("int16", "int16"), ("", "int16")]
+    epilogues = [WIDE, requantise_to(isa, 77), shift_to("int16", left=True), shift_to(isa.storage)]
+    cases = [
+        conv_case(window, isa, epilogue, seed=seed, operands=operands)
+        for seed, (window, operands) in enumerate(zip(GRID, itertools.cycle(wide), strict=False))
+        for epilogue in (epilogues[seed % 4], epilogues[(seed + 1) % 4])
+    ]
+    cases += [conv_case(w, isa, shift_to(isa.storage, left=True)) for w in GRID[2:9:3]]
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_largest_16_bit_sums(isa_name: str) -> None:
+    """Sums next to the ends of int32, pairs of the largest products, and the farthest shifts."""
+    isa, cases = load_isa(isa_name), []
+    window = Window(out=(1, 2), channels=2, out_channels=5)
+    for weight in (1 - 2**15, 2**15 - 1):
+        cases.append(conv_case(window, isa, WIDE, weight=weight, multiplier=2.0**-17, seed=3,
+                               operands=("int16", "int16"), extremes=True))  # fmt: skip
+    for shift in (-17, 0, 15, 16, 31):
+        out = shift_to("int16", left=shift < 0)
+        cases.append(conv_case(window, isa, out, multiplier=shift, operands=("int16", "int16")))
     check(cases, isa_name)
 
 

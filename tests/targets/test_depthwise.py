@@ -8,11 +8,13 @@ from edgepress.targets.schedules.depthwise import pack_weights
 from edgepress.targets.schedules.epilogue import Clip
 from tests.targets.kernels import (
     FLOATS,
+    WIDE,
     Window,
     check,
     depthwise_case,
     native_isas,
     requantise_to,
+    shift_to,
 )
 
 GRID = [
@@ -66,6 +68,27 @@ def test_drawn_shapes(isa_name: str, drawn: list[tuple[Window, bool]]) -> None:
         epilogue = requantise_to(isa, 100, 20, 240) if quantized else Clip(0.0, 2.0)
         cases.append(depthwise_case(window, isa, epilogue, seed=seed))
     check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_16_bits_and_shifts(isa_name: str) -> None:
+    isa = load_isa(isa_name)
+    kinds = [
+        (("int16", "int8"), WIDE),
+        (("int16", "int16"), shift_to("int16")),
+        (("", "int8"), shift_to(isa.storage)),
+        (("int16", "int16"), requantise_to(isa, 3)),
+        (("", "int8"), shift_to("int16", left=True)),
+    ]
+    check(
+        [
+            depthwise_case(window, isa, epilogue, seed=seed, operands=operands)
+            for seed, (window, (operands, epilogue)) in enumerate(
+                zip(GRID * 2, kinds * 4, strict=False)
+            )
+        ],
+        isa_name,
+    )
 
 
 @pytest.mark.parametrize("isa_name", native_isas()[:1])

@@ -16,24 +16,28 @@ from edgepress.targets.schedules.elementwise import Operand
 from edgepress.targets.schedules.epilogue import Requantise
 from tests.targets.kernels import (
     LOWEST,
+    WIDE,
     Case,
     check,
     eight_bit,
     native_isas,
     requantise_to,
     requantised,
+    shift_to,
 )
 
 SIZES = (1, 2, 3, 15, 16, 33, 100, 4096, 4097, 5000)
 
 
 def every_value(size: int, dtype: str) -> Array:
-    """All 256 values in turn."""
+    """All 256 values in turn; of 16 bits every 257th, both ends among them."""
+    if dtype == "int16":
+        return ((np.arange(size) % 256) * 257 + LOWEST[dtype]).astype(dtype)
     return (np.arange(size) % 256 + LOWEST[dtype]).astype(dtype)
 
 
 def rescale_case(size: int, isa: Isa, dtype: str, multiplier: float, out: Requantise) -> Case:
-    x, point = every_value(size, dtype), LOWEST[dtype] + 50
+    x, point = every_value(size, dtype), 0 if dtype == "int16" else LOWEST[dtype] + 50
     return Case(
         lambda name: elementwise.rescale(
             name, size, isa, Operand(dtype, point, size), multiplier, out
@@ -78,15 +82,21 @@ def binary_case(
     epilogue: Requantise,
     factors: tuple[int, int] = (1, 1),
     multiplier: float = 1.0,
+    dtypes: tuple[str, str] = ("", ""),
 ) -> Case:
     random = np.random.default_rng(size)
-    points = (LOWEST[isa.storage] + 255, LOWEST[isa.storage])
-    a, b = (eight_bit(random, (period,), isa.storage) for period in periods)
+    kinds = [dtype or isa.storage for dtype in dtypes]
+    points = [
+        0 if kind == "int16" else LOWEST[kind] + offset
+        for kind, offset in zip(kinds, (255, 0), strict=True)
+    ]
+    a, b = (eight_bit(random, (period,), kind) for period, kind in zip(periods, kinds, strict=True))
     left, right = (
         np.resize(x.astype(np.int64) - point, size) for x, point in zip((a, b), points, strict=True)
     )
     operands = tuple(
-        Operand(isa.storage, point, period) for point, period in zip(points, periods, strict=True)
+        Operand(kind, point, period)
+        for kind, point, period in zip(kinds, points, periods, strict=True)
     )
     if kind == "add":
         total = left * factors[0] + right * factors[1]
@@ -98,7 +108,7 @@ def binary_case(
         lambda name: generate(name, size, isa, *options),
         (a, b),
         requantised(total, multiplier, epilogue),
-        f"{kind} {size} {periods} {factors} {multiplier}",
+        f"{kind} {size} {periods} {factors} {multiplier} {dtypes} {epilogue}",
     )
 
 
@@ -174,6 +184,30 @@ def test_add_and_multiply(isa_name: str) -> None:
         cases.append(binary_case("multiply", size, periods, isa, out, multiplier=0.0042))
     for multiplier in (1e-12, 1.0):
         cases.append(binary_case("add", 100, (100, 100), isa, out, (2**21, 2**21), multiplier))
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_16_bits_and_shifts(isa_name: str) -> None:
+    isa = load_isa(isa_name)
+    out = [WIDE, requantise_to(isa, 60), shift_to("int16", left=True), shift_to(isa.storage)]
+    cases = [rescale_case(300, isa, "int16", m, out[i % 2]) for i, m in enumerate((1e-9, 0.7, 3e4))]
+    cases += [
+        rescale_case(300, isa, dtype, places, out[2 + places % 2])
+        for places in (-17, -8, 0, 1, 8, 15, 16, 31, 32)
+        for dtype in ("int16", isa.storage)
+    ]
+    wide, mixed = ("int16", "int16"), ("", "int16")
+    largest = (2**15, 2**15 - 1)
+    for periods in ((100, 100), (100, 10), (1, 100)):
+        cases.append(binary_case("add", 100, periods, isa, WIDE, largest, 2.0**-16, wide))
+        cases.append(binary_case("add", 100, periods, isa, out[2], (2**15, -3), 16, wide))
+        cases.append(binary_case("add", 100, periods, isa, out[3], (2**15, 2**14), 23, mixed))
+        cases.append(binary_case("multiply", 100, periods, isa, WIDE, multiplier=5e-5, dtypes=wide))
+        cases.append(binary_case("multiply", 100, periods, isa, out[2], multiplier=15, dtypes=wide))
+        cases.append(
+            binary_case("multiply", 100, periods, isa, out[3], multiplier=16, dtypes=mixed)
+        )
     check(cases, isa_name)
 
 

@@ -1,5 +1,6 @@
 """The requantisation rule itself, against Python's exact integers and rounding."""
 
+import dataclasses
 from fractions import Fraction
 
 import numpy as np
@@ -10,14 +11,26 @@ from hypothesis import strategies as st
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.program import Array
 from edgepress.targets.schedules.emit import Kernel, chunks, load
-from edgepress.targets.schedules.epilogue import Clip, Requantise, finish
+from edgepress.targets.schedules.epilogue import (
+    Clip,
+    Requantise,
+    Shift,
+    clamped_output,
+    divided,
+    factor_dtype,
+    finish,
+)
 from tests.targets.kernels import Case, check, native_isas
 
 LARGEST = 2**31 - 1
 
 
 def exactly(accumulator: int, multiplier: float, epilogue: Requantise) -> int:
-    """The rule in exact arithmetic; only the two float32 operations round."""
+    """The rules in exact arithmetic; only the two float32 operations round."""
+    if isinstance(epilogue, Shift):
+        steps = round(Fraction(accumulator) / Fraction(2) ** int(multiplier))
+        low, high = epilogue.low - epilogue.zero_point, epilogue.high - epilogue.zero_point
+        return min(max(steps, low), high) + epilogue.zero_point
     scaled = np.float32(float(np.float32(accumulator)) * float(np.float32(multiplier)))
     if not np.isfinite(scaled):
         return epilogue.high if scaled > 0 else epilogue.low
@@ -30,7 +43,7 @@ def case(totals: Array, multiplier: float, epilogue: Requantise, lanes: int) -> 
     def generate(name: str) -> object:
         kernel = Kernel(name)
         x = kernel.argument("x", "int32", totals.size)
-        m = kernel.argument("m", "float32", totals.size)
+        m = kernel.argument("m", factor_dtype(epilogue), totals.size)
         y = kernel.argument("y", epilogue.dtype, totals.size)
         for first, width, count in chunks(totals.size, lanes):
             with kernel.loop("i", count) as i:
@@ -39,7 +52,7 @@ def case(totals: Array, multiplier: float, epilogue: Requantise, lanes: int) -> 
                 kernel.store(y, at, value, width)
         return kernel.finish()
 
-    multipliers = np.full(totals.size, multiplier, np.float32)
+    multipliers = np.full(totals.size, multiplier, factor_dtype(epilogue))
     with np.errstate(over="ignore"):
         answers = [exactly(int(total), multiplier, epilogue) for total in totals]
     wanted = np.array(answers, epilogue.dtype)
@@ -67,6 +80,63 @@ def test_ties_and_ends(isa_name: str) -> None:
         for epilogue in EPILOGUES[:4]
         for multiplier in (0.0, 1e-9, 2.0**-24, 1e-7, 1.0, 1e9, 3e38, -0.5, 2.0**-140)
     ]
+    check(cases, isa_name)
+
+
+SHIFTS = [
+    Shift("uint8", 128, 0, 255, left=True),
+    Shift("int8", 0, 0, 127, left=True),
+    Shift("int16", 0, -(2**15), 2**15 - 1, left=True),
+]
+
+
+def near_ties(places: int) -> Array:
+    """int32 values next to the middle between two results, and at the ends."""
+    half = 2 ** max(places - 1, 0)
+    around = [k * half + d for k in range(-7, 8) for d in (-1, 0, 1)]
+    far = [sign * (2**15 * 2 * half) + d for sign in (-1, 1) for d in (-half, 0, half)]
+    values = [v for v in around + far if -(2**31) <= v < 2**31]
+    return np.array([*values, *EDGES.tolist(), 2**30, 2**30 + 1, -(2**30), -(2**30) - 1], np.int32)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_shifts_are_exact(isa_name: str) -> None:
+    lanes, cases = load_isa(isa_name).lanes, []
+    for places in (-17, -16, -7, -1, 0, 1, 2, 3, 7, 16, 17, 30, 31):
+        for epilogue in SHIFTS if places in (-17, 0, 1, 31) else SHIFTS[places % 3 :][:1]:
+            cases.append(case(near_ties(places), places, epilogue, lanes))
+            if places >= 0:
+                plain = dataclasses.replace(epilogue, left=False)
+                cases.append(case(near_ties(places), places, plain, lanes))
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_constant_shifts_are_exact(isa_name: str) -> None:
+    """What element-wise kernels (int32) and average pools (int64) use."""
+    lanes, cases = load_isa(isa_name).lanes, []
+    epilogue = SHIFTS[2]
+    for places in (-17, -3, 0, 1, 2, 15, 30, 31, 32, 60):
+        for dtype in ("int32", "int64"):
+            x = near_ties(min(places, 31))
+            if dtype == "int64" and places > 31:
+                x = x.astype(np.int64) << (places - 31)
+
+            def generate(
+                name: str, x: Array = x, places: int = places, dtype: str = dtype
+            ) -> object:
+                kernel = Kernel(name)
+                source = kernel.argument("x", dtype, x.size)
+                y = kernel.argument("y", epilogue.dtype, x.size)
+                for first, width, count in chunks(x.size, lanes):
+                    for at in range(first, first + count * width, width):
+                        value = divided(load(source, at, width), places, width, dtype)
+                        kernel.store(y, at, clamped_output(value, epilogue, width, dtype), width)
+                return kernel.finish()
+
+            x = x.astype(dtype)
+            wanted = [exactly(int(value), places, epilogue) for value in x]
+            cases.append(Case(generate, (x,), np.array(wanted, np.int16), f"{dtype} {places}"))
     check(cases, isa_name)
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from edgepress.targets.lowering.dialect import array_of
 from edgepress.targets.lowering.integer_rules import to_integers
-from edgepress.targets.lowering.integers import Quantization, is_quantized
+from edgepress.targets.lowering.integers import is_quantized
 from edgepress.targets.program import Array
 from tests.graphs import net, nodes
 from tests.targets.qdq import Qdq, Scale, shaped
@@ -289,16 +289,167 @@ def test_without_a_zero_point_the_dtype_is_that_of_the_data() -> None:
     assert "x_zero_point=128, zero_point=0" in lines[1]
 
 
-def test_clamps_of_a_quantization() -> None:
-    q = Quantization(np.float32(0.5), 100, "uint8")
-    assert q.clamp(0, np.inf) == (100, 255)
-    assert q.clamp(-np.inf, np.inf) == (0, 255)
-    assert q.clamp(0.75, 6) == (102, 112)
-    assert q.clamp(-1e9, -1e9) == (0, 0)
-    assert q.clamp(3, -3) == (94, 94)
-
-
 def test_is_quantized() -> None:
     graph, x = start()
     assert is_quantized(graph.model(graph.op("Relu", x)))
     assert not is_quantized(net("(float[2] x) => (float[2] y)", "y = Relu(x)"))
+
+
+# 16 bits -------------------------------------------------------------------------------------
+
+X16: Scale = (1e-3, 0)
+Y16: Scale = (2e-3, 0)
+
+
+def wide_start(
+    shape: tuple[int, ...] = (1, 3, 6, 6), limit: float | None = None
+) -> tuple[Qdq, str]:
+    graph, x = Qdq(shape, "int16"), "x"
+    if limit is not None:
+        x = graph.op("Clip", x, *(graph.constant(np.float32(v)) for v in (-limit, limit)))
+    return graph, graph.pair(x, X16)
+
+
+@pytest.mark.parametrize("storage", ["uint8", "int8"])
+def test_16_bits_are_stored_as_they_are(storage: str) -> None:
+    graph, x = wide_start()
+    w = weights(2, 3, 3, 3)
+    y = graph.op("Relu", graph.op("Conv", x, graph.weight(w, 0.01)))
+    model = to_integers(graph.model(graph.pair(y, Y16)), storage)
+    assert nodes(model).splitlines() == [
+        "v2 = Quantize(x) {scale=0.0010000000474974513, zero_point=0}",
+        "v12 = QConv(v2, Conv_3_weights, Conv_3_bias, Conv_3_multipliers) {dilations=[1,1], "
+        "group=1, high=32767, kernel=[3,3], low=0, pads=[0,0,0,0], strides=[1,1], "
+        "x_zero_point=0, zero_point=0}",
+        "v13 = Dequantize(v12) {scale=0.0020000000949949026, zero_point=0}",
+    ]
+    assert [str(v.dtype) for node in model.graph for v in node.outputs][:2] == ["INT16", "INT16"]
+    np.testing.assert_array_equal(constant(model, "Conv_3_weights"), w)
+
+
+def test_weights_may_have_16_bits() -> None:
+    graph, x = wide_start()
+    w = weights(2, 3, 1, 1).astype(np.int16) * 100
+    model = to_integers(
+        graph.model(graph.pair(graph.op("Conv", x, graph.weight(w, 1e-4)), Y16)), "uint8"
+    )
+    assert constant(model, "Conv_3_weights").dtype == np.int16
+    graph, x = start()
+    model = to_integers(
+        graph.model(graph.pair(graph.op("Conv", x, graph.weight(w, 1e-4)), Y)), "uint8"
+    )
+    assert constant(model, "Conv_3_weights").dtype == np.int16
+
+
+def test_8_and_16_bits_meet() -> None:
+    graph, x = start()
+    wide = graph.pair(x, X16, "int16")
+    lines = inside(graph, graph.op("Add", wide, x))
+    assert lines[0].startswith("v6 = Rescale(v2) {high=32767, low=-32768, multiplier=50.")
+    assert lines[1].startswith("v11 = QAdd(v6, v2) {a_factor=1, a_zero_point=0, b_factor=50, ")
+    assert "b_zero_point=120" in lines[1]
+
+
+def test_sums_of_16_bits_that_could_overflow_stay_float() -> None:
+    """More than 65,535 steps of weights on values of 16 bits, unless a Clip makes them fewer."""
+    w = np.full((700, 1), 100, np.int8)
+    graph, x = wide_start((1, 700))
+    stays_float(graph, graph.op("MatMul", x, graph.weight(w, 0.01)), "MatMul")
+    graph, x = wide_start((1, 700), limit=30.0)
+    lines = nodes(
+        to_integers(
+            graph.model(graph.pair(graph.op("MatMul", x, graph.weight(w, 0.01)), Y16)), "int8"
+        )
+    ).splitlines()
+    assert (
+        lines[0]
+        == "v5 = Quantize(x) {high=30000, low=-30000, scale=0.0010000000474974513, zero_point=0}"
+    )
+    assert " = QGemm(" in lines[1]
+    graph, x = wide_start((1, 700))
+    w[::2] *= -1
+    lines = inside(
+        graph, graph.op("MatMul", graph.pair(graph.op("Relu", x), X16), graph.weight(w, 0.01))
+    )
+    assert " = QGemm(" in lines[1]  # half of the weights pull the other way
+
+
+def test_a_16_bit_zero_point_stays_float() -> None:
+    graph = Qdq((2,), "int16")
+    scale, zero = graph.constant(np.float32(0.1)), graph.constant(np.int16(5))
+    x = graph.op("DequantizeLinear", graph.op("QuantizeLinear", "x", scale, zero), scale, zero)
+    model = to_integers(graph.model(graph.op("Relu", x)), "uint8")
+    assert [node.op_type for node in model.graph] == ["QuantizeLinear", "DequantizeLinear", "Relu"]
+
+
+def test_large_windows_of_16_bits_stay_float() -> None:
+    graph, x = wide_start((1, 1, 257, 257))
+    stays_float(graph, graph.op("GlobalAveragePool", x), "GlobalAveragePool")
+
+
+def test_a_sigmoid_of_16_bits_is_interpolated() -> None:
+    graph, x = wide_start()
+    model = to_integers(graph.model(graph.pair(graph.op("Sigmoid", x), (2.0**-15, 0))), "uint8")
+    line = nodes(model).splitlines()[1]
+    assert line.startswith("v7 = Table(v2, v7_table) {bits=")
+    assert line.endswith("fraction=0}")
+
+
+# Fixed point ---------------------------------------------------------------------------------
+
+
+def fixed(dtype: str = "int8") -> tuple[Qdq, str]:
+    graph = Qdq((1, 3, 6, 6), dtype)
+    return graph, graph.pair("x", (2.0**-5, 128))
+
+
+def test_powers_of_two_become_shifts() -> None:
+    graph, x = fixed()
+    scales = np.array([2.0**-7, 2.0**-9], np.float32)
+    conv = graph.op("Conv", x, graph.weight(weights(2, 3, 3, 3), scales))
+    model = to_integers(graph.model(graph.pair(conv, (2.0**-3, 128))), "int8")
+    found = constant(model, "Conv_3_shifts")
+    assert found.dtype == np.int32
+    assert found.tolist() == [9, 11]
+    assert nodes(model).splitlines()[1].startswith("v11 = QConv(v2, Conv_3_weights, Conv_3_bias, ")
+
+
+def test_a_channel_that_vanishes_has_no_weights() -> None:
+    graph, x = fixed()
+    scales = np.array([2.0**-90, 2.0**40], np.float32)
+    conv = graph.op("Conv", x, graph.weight(weights(2, 3, 3, 3), scales))
+    model = to_integers(graph.model(graph.pair(conv, (2.0**-3, 128))), "int8")
+    assert constant(model, "Conv_3_shifts").tolist() == [0, -17]
+    assert not constant(model, "Conv_3_weights")[0].any()
+    assert constant(model, "Conv_3_weights")[1].any()
+
+
+@pytest.mark.parametrize(
+    ("op_type", "wanted"),
+    [("Relu", "shift=-2"), ("Add", "shift=19"), ("Sub", "shift=19"), ("Mul", "shift=3")],
+)
+def test_single_shifts(op_type: str, wanted: str) -> None:
+    graph, x = fixed()
+    operands = (x,) if op_type == "Relu" else (x, x)
+    lines = inside(graph, graph.op(op_type, *operands), scale=(2.0**-7, 128))
+    assert wanted in lines[0]
+    assert "multiplier" not in lines[0]
+
+
+def test_averages_have_integer_factors() -> None:
+    graph, x = fixed("int16")
+    y = graph.pair(graph.op("GlobalAveragePool", x), (2.0**-5, 128))
+    model = to_integers(graph.model(y), "int8")
+    assert "shift=36" in nodes(model).splitlines()[1]
+    factors = constant(model, "v7_factors")
+    assert factors.dtype == np.int32
+    assert factors.item() == round(2**36 / 36)
+
+
+def test_one_other_scale_takes_multipliers() -> None:
+    graph, x = fixed()
+    scales = np.array([2.0**-7, 0.01], np.float32)
+    conv = graph.op("Conv", x, graph.weight(weights(2, 3, 3, 3), scales))
+    assert "Conv_3_multipliers" in inside(graph, conv, scale=(2.0**-3, 128))[0]
+    graph, x = start()
+    assert "multiplier=1.0" in inside(graph, graph.op("Relu", x), scale=X)[0]

@@ -25,6 +25,7 @@ DOT = {
     "neon_dotprod": r"sdot\s+v\d+\.4s",
     "neon_armv7": r"vmlal\.s16\s+q",
 }
+WIDE_DOT = DOT | {"avx512_vnni": r"vpdpwssd\s.*%zmm", "neon_dotprod": DOT["neon"]}
 FLOAT = {
     "avx2": r"vfmadd\d+ps\s.*%ymm",
     "avx512": r"vfmadd\d+ps\s.*%zmm",
@@ -45,12 +46,17 @@ SPILLING = {"neon_armv7"}  # products and widened weights take more of its 16 re
 SATURATING = r"vpmaddubsw|vpdpbusds|vpdpwssds|sqdmlal|vqdmlal"
 
 
-def assembly(isa_name: str, quantized: bool, depthwise: bool = False) -> str:
+def assembly(
+    isa_name: str,
+    quantized: bool,
+    depthwise: bool = False,
+    operands: tuple[str, str] = ("", "int8"),
+) -> str:
     isa = load_isa(isa_name)
     epilogue: Epilogue = requantise_to(isa) if quantized else Clip(0.0)
     window = Window(out=(14, 14), channels=64, out_channels=64, kernel=(3, 3))
     make = depthwise_case if depthwise else conv_case
-    program, _ = program_of([make(window, isa, epilogue)])
+    program, _ = program_of([make(window, isa, epilogue, operands=operands)])
     return kernel_assembly(program, target_of(isa_name))
 
 
@@ -80,6 +86,9 @@ def test_an_isa_is_consistent(isa_name: str) -> None:
     assert isa.name == isa_name
     assert isa.storage in ("uint8", "int8")
     assert isa.staged in (isa.storage, "int16")
+    wide = isa.for_operands("int16", "int8")
+    assert (wide.storage, wide.staged, wide.lanes) == ("int16", "int16", isa.lanes)
+    assert isa.for_operands("uint8", "int8") is isa
     assert isa.lanes * 4 == isa.vector_bytes
     assert target_of(isa_name).isa == isa_name
 
@@ -99,6 +108,25 @@ def test_integer_convolutions(isa_name: str) -> None:
     assert len(dots) >= 8
     assert not re.search(SATURATING, text)
     assert isa_name in SPILLING or not spills(loop), "\n".join(loop)
+
+
+@pytest.mark.parametrize("operands", [("int16", "int8"), ("int16", "int16")])
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_16_bit_convolutions(isa_name: str, operands: tuple[str, str]) -> None:
+    text = assembly(isa_name, quantized=True, operands=operands)
+    loop = innermost(text, WIDE_DOT[isa_name])
+    dots = [line for line in loop if re.search(WIDE_DOT[isa_name], line)]
+    assert len(dots) >= 8
+    assert not re.search(SATURATING, text)
+    assert isa_name in SPILLING or not spills(loop), "\n".join(loop)
+
+
+@pytest.mark.parametrize("isa_name", ISAS)
+def test_16_bit_depthwise_convolutions(isa_name: str) -> None:
+    text = assembly(isa_name, quantized=True, depthwise=True, operands=("int16", "int8"))
+    products = r"vp(dpwssd|maddwd)\s.*%[yz]mm" if "avx" in isa_name else DEPTHWISE[isa_name]
+    assert len(re.findall(products, text)) >= 9
+    assert not re.search(SATURATING, text)
 
 
 @pytest.mark.parametrize("isa_name", ISAS)

@@ -44,6 +44,7 @@ def test_the_promised_boards_are_there() -> None:
         "raspberry-pi-5",
         "cortex-a55",
         "armv7-neon",
+        "armv7-soft-float",
     } <= set(target_names())
 
 
@@ -66,6 +67,7 @@ def test_every_board_is_known_to_llvm(name: str, capfd: pytest.CaptureFixture[st
         ("raspberry-pi-5", "neon_dotprod", "cortex-a76"),
         ("cortex-a55", "neon_dotprod", "cortex-a55"),
         ("armv7-neon", "neon_armv7", "cortex-a7"),
+        ("armv7-soft-float", "scalar", "cortex-a5"),
     ],
 )
 def test_boards_name_their_instruction_set(name: str, isa: str, cpu: str) -> None:
@@ -73,8 +75,9 @@ def test_boards_name_their_instruction_set(name: str, isa: str, cpu: str) -> Non
     assert (target.isa, target.cpu) == (isa, cpu)
 
 
-def test_armv7_is_hard_float() -> None:
+def test_armv7_says_how_floats_are_passed() -> None:
     assert str(tvm_target(load_target("armv7-neon")).attrs["mfloat-abi"]) == "hard"
+    assert str(tvm_target(load_target("armv7-soft-float")).attrs["mfloat-abi"]) == "soft"
 
 
 @pytest.mark.parametrize(
@@ -85,6 +88,7 @@ def test_armv7_is_hard_float() -> None:
         ("raspberry-pi-5", "dotprod", "i8mm"),
         ("cortex-a55", "dotprod", "i8mm"),
         ("armv7-neon", "vfp4", "dotprod"),
+        ("armv7-soft-float", "v7", "fpregs"),
     ],
 )
 def test_llvm_compiles_for_what_the_board_has(name: str, has: str, lacks: str) -> None:

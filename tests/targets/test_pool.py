@@ -1,15 +1,19 @@
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from edgepress.targets.isa.base import Isa, load_isa
+from edgepress.targets.program import Array
 from edgepress.targets.schedules import pool
-from edgepress.targets.schedules.epilogue import Epilogue, Requantise
+from edgepress.targets.schedules.epilogue import Epilogue, Requantise, Shift
 from edgepress.targets.schedules.window import WindowShape
 from tests.targets.kernels import (
     FLOATS,
     LOWEST,
+    WIDE,
     Case,
     Window,
     check,
@@ -17,6 +21,7 @@ from tests.targets.kernels import (
     finished,
     native_isas,
     requantise_to,
+    shift_to,
     windows,
 )
 
@@ -50,14 +55,24 @@ def max_pool_case(window: Window, isa: Isa, dtype: str, *, seed: int = 0) -> Cas
 
 
 def average_pool_case(
-    window: Window, isa: Isa, epilogue: Epilogue, zero_point: int = 0, *, seed: int = 0
+    window: Window,
+    isa: Isa,
+    epilogue: Epilogue,
+    zero_point: int = 0,
+    *,
+    seed: int = 0,
+    dtype: str = "",
+    places: int = 34,
 ) -> Case:
-    """The sum under each window times a random factor for its pixel."""
+    """The sum under each window times a random factor for its pixel.
+
+    Of a `Shift`, the factors are int32 and divided by `2**places`.
+    """
     random = np.random.default_rng(seed)
     shape = _pool_shape(window)
     given = (window.batch, *window.size, window.channels)
     quantized = isinstance(epilogue, Requantise)
-    dtype = isa.storage if quantized else "float32"
+    dtype = (dtype or isa.storage) if quantized else "float32"
     x = (
         eight_bit(random, given, dtype)
         if quantized
@@ -67,14 +82,29 @@ def average_pool_case(
     total = np.zeros((window.batch, *window.out, window.channels))
     for _, _, values in windows(x, window.out, window.kernel, window.strides, window.dilations):
         total += values.astype(np.float64) - zero_point
-    each = factors[:, :, None]
-    wanted = finished(total if quantized else total * each, each, epilogue)
+    if isinstance(epilogue, Shift):
+        factors = (factors * 2.0**31 / 0.3).astype(np.int64).clip(0, 2**31 - 1).astype(np.int32)
+        wanted = divided_sums(total, factors, places, epilogue)
+    else:
+        each = factors[:, :, None]
+        wanted = finished(total if quantized else total * each, each, epilogue)
     return Case(
-        lambda name: pool.average_pool(name, shape, isa, dtype, zero_point, epilogue),
+        lambda name: pool.average_pool(name, shape, isa, dtype, zero_point, epilogue, places),
         (x, factors.ravel()),
         wanted,
         f"{isa.name} average pool {window} {epilogue}",
     )
+
+
+def divided_sums(total: Array, factors: Array, places: int, epilogue: Shift) -> Array:
+    """`total * factors / 2**places` in Python's integers; Fractions round half to even."""
+    each = np.broadcast_to(factors[:, :, None], total.shape)
+    low, high = epilogue.low - epilogue.zero_point, epilogue.high - epilogue.zero_point
+    steps = [
+        min(max(round(Fraction(int(a) * int(m), 2**places)), low), high)
+        for a, m in zip(total.ravel(), each.ravel(), strict=True)
+    ]
+    return (np.array(steps).reshape(total.shape) + epilogue.zero_point).astype(epilogue.dtype)
 
 
 def _pool_shape(window: Window) -> WindowShape:
@@ -101,6 +131,21 @@ def cases(window: Window, isa_name: str, seed: int) -> list[Case]:
 @pytest.mark.parametrize("isa_name", native_isas())
 def test_grid(isa_name: str) -> None:
     check([case for seed, w in enumerate(GRID) for case in cases(w, isa_name, seed)], isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_16_bits_and_shifts(isa_name: str) -> None:
+    isa, made = load_isa(isa_name), []
+    narrow, wide = shift_to(isa.storage), shift_to("int16", low=0)
+    point = 128 if isa.storage == "uint8" else 0
+    for seed, window in enumerate(GRID):
+        made.append(max_pool_case(window, isa, "int16", seed=seed))
+        made.append(average_pool_case(window, isa, WIDE, seed=seed, dtype="int16"))
+        made.append(average_pool_case(window, isa, narrow, point, seed=seed, places=33))
+        made.append(average_pool_case(window, isa, wide, seed=seed, dtype="int16"))
+    for places in (1, 31, 32, 62):
+        made.append(average_pool_case(GRID[2], isa, wide, dtype="int16", places=places))
+    check(made, isa_name)
 
 
 @st.composite

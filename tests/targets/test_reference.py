@@ -22,7 +22,7 @@ from edgepress.targets.program import Array
 from edgepress.targets.reference import Reference
 from tests.graphs import answers, feeds, net, random
 from tests.targets.interpret import run_program
-from tests.targets.kernels import native_isas, target_of
+from tests.targets.kernels import LOWEST, native_isas, target_of
 from tests.targets.qdq import Qdq, Scale, shaped
 
 KINDS = [
@@ -35,13 +35,20 @@ STEP_SIZES = st.sampled_from([0.02, 0.05, 0.11, 0.5, 3.0, 1e-4, 50.0])
 ANY_SCALE = st.tuples(STEP_SIZES, st.sampled_from([0, 1, 100, 128, 254, 255]))
 
 
-def single(kind: str, dtype: str, scales: tuple[Scale, Scale, Scale], seed: int) -> ir.Model:
-    """One operator on x and, where it has two operands, on x at another scale."""
+def single(
+    kind: str, dtype: str, scales: tuple[Scale, Scale, Scale], seed: int, fixed: bool = False
+) -> ir.Model:
+    """One operator on x and, where it has two operands, on x at another scale.
+
+    With `fixed`, the scales of weights and constants are powers of two too.
+    """
     draw = np.random.default_rng(seed)
     graph = Qdq((4, 8) if kind in ("Gemm", "MatMul") else (1, 8, 5, 6), dtype)
     x, other = graph.pair("x", scales[0]), graph.pair("x", scales[1])
 
     each = draw.uniform(0.001, 0.02, 8).astype(np.float32)
+    if fixed:
+        each = np.exp2(np.rint(np.log2(each)))
 
     def weight(*shape: int, axis: int = 0) -> str:
         return graph.weight(draw.integers(-127, 128, shape).astype(np.int8), each, axis)
@@ -61,12 +68,15 @@ def single(kind: str, dtype: str, scales: tuple[Scale, Scale, Scale], seed: int)
     elif kind in ("Add", "Sub", "Mul", "Concat"):
         y = graph.op(kind, x, other, attributes="axis=-3" if kind == "Concat" else "")
     elif kind == "AddConstant":
-        array = draw.integers(0, 256, (8, 1, 1)).astype(np.uint8).view(dtype)
-        y = graph.op("Add", graph.weight(array, 0.03), x)
+        array = (draw.integers(0, 256, (8, 1, 1)) + max(LOWEST[dtype], -128)).astype(dtype)
+        y = graph.op("Add", graph.weight(array, 2.0**-5 if fixed else 0.03), x)
     elif kind in ("MaxPool", "AveragePool"):
         y = graph.op(kind, x, attributes="kernel_shape=[3,2], strides=[1,2], pads=[1,0,2,1]")
     elif kind == "ReduceMean":
-        y = graph.op(kind, x, attributes="axes=[3,2], keepdims=0")
+        if dtype == "int16":  # its opset has the axes as an input
+            y = graph.op(kind, x, graph.constant(np.array([3, 2])), attributes="keepdims=0")
+        else:
+            y = graph.op(kind, x, attributes="axes=[3,2], keepdims=0")
     elif kind == "Clip":
         limits = [graph.constant(np.float32(bound)) for bound in (-0.7, 1.3)]
         y = graph.op(kind, x, *limits)
@@ -85,7 +95,8 @@ def single(kind: str, dtype: str, scales: tuple[Scale, Scale, Scale], seed: int)
         y = graph.op(kind, x, attributes="blocksize=2")
     else:
         y = x if kind == "Rescale" else graph.op(kind, x)
-    return graph.model(graph.pair(y, scales[2]), opset=20 if kind in ("Gelu", "Mish") else 17)
+    opset = 21 if dtype == "int16" else 20 if kind in ("Gelu", "Mish") else 17
+    return graph.model(graph.pair(y, scales[2]), opset=opset)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,6 +120,40 @@ def test_within_one_step_of_onnxruntime(
     assert (answer.dtype, answer.shape) == (wanted.dtype, wanted.shape)
     steps = np.abs(answer - wanted) / np.float32(scales[2][0])
     assert steps.max() < 1.01, scales
+
+
+WIDE_STEPS = st.sampled_from([1e-4, 2e-4, 4.3e-4, 2e-3, 1e-2, 1e-6, 0.2])
+TABLED = ["Sigmoid", "Tanh", "HardSwish", "LeakyRelu", "Gelu", "Mish", "Exp"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=6, deadline=None, derandomize=True, phases=[Phase.generate])
+@given(
+    steps=st.tuples(WIDE_STEPS, WIDE_STEPS, WIDE_STEPS),
+    seed=st.integers(0, 99),
+    fixed=st.booleans(),
+)
+def test_16_bits_within_one_step_of_onnxruntime(
+    kind: str, steps: tuple[float, float, float], seed: int, fixed: bool
+) -> None:
+    """And fixed point; the smallest operand of a sum and a table may add half a step or one."""
+    if fixed:
+        steps = tuple(float(np.exp2(np.rint(np.log2(step)))) for step in steps)  # type: ignore[assignment]
+    first, second, third = ((step, 0) for step in steps)
+    model = single(kind, "int16", (first, second, third), seed, fixed)
+    x = feeds(model, seed)
+    x["x"] *= steps[0] * 20_000
+    x["x"].flat[:3] = [1e30, -1e30, 0]
+    reference = Reference(model)
+    assert reference.exact, reference.islands
+    multipliers = [n.attributes.get("multiplier") for n in reference.model.graph]
+    assert not (fixed and any(multipliers))
+    (wanted,), (answer,) = answers(model, x), reference.run(x).values()
+    allowed = {"Add": 0.5, "Sub": 0.5, "AddConstant": 0.5}.get(kind, 0) * max(steps) / steps[2]
+    if kind in TABLED:
+        table = next(node for node in reference.model.graph if node.op_type == "Table")
+        allowed = 1 if table.attributes["bits"].as_int() > 4 else np.inf
+    assert (np.abs(answer - wanted) / np.float32(steps[2])).max() < 1.01 + allowed, steps
 
 
 def test_ties_round_half_to_even() -> None:
@@ -139,6 +184,21 @@ def test_what_is_exact() -> None:
     assert reference.islands == ["Softmax_5"]
     with pytest.raises(ValueError, match="no QuantizeLinear"):
         Reference(net("(float[2] x) => (float[2] y)", "y = Relu(x)"))
+
+
+def test_floats_that_only_move_are_exact() -> None:
+    graph = Qdq((2, 3, 4, 5))
+    x = graph.pair("x", (0.05, 100))
+    turned = graph.op("Transpose", x, attributes="perm=[0,1,3,2]")
+    joined = graph.op("Concat", turned, turned, attributes="axis=1")
+    padded = graph.op("Pad", joined, graph.constant(np.array([0, 0, 1, 0, 0, 0, 0, 2])))
+    model = graph.model(graph.op("Gather", padded, graph.constant(np.array([1, 0, 1]))))
+    reference = Reference(model)
+    assert reference.exact
+    target = target_of(native_isas()[0])
+    (wanted,) = reference.run(feeds(model)).values()
+    (answer,) = run_program(lower(model, target), target, feeds(model)).values()
+    np.testing.assert_array_equal(answer, wanted)
 
 
 def test_the_model_is_left_alone() -> None:
