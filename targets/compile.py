@@ -35,11 +35,17 @@ def compile_kernels(program: Program, target: Target) -> bytes:
     Raises:
         CompileFailed: TVM or LLVM refused; carries their message.
     """
+    return _object(_build(program, target))
+
+
+def compile_with_assembly(program: Program, target: Target) -> tuple[bytes, str]:
+    """Compile as `compile_kernels` does; return the object, and its code as assembly text.
+
+    Raises:
+        CompileFailed: TVM or LLVM refused; carries their message.
+    """
     module = _build(program, target)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernels.o"
-        module.write_to_file(str(path), "o")
-        return path.read_bytes()
+    return _object(module), str(module.inspect_source("asm"))
 
 
 def kernel_assembly(program: Program, target: Target) -> str:
@@ -61,6 +67,13 @@ def _build(program: Program, target: Target) -> Any:
         raise CompileFailed(
             f"TVM could not compile the kernels for {target.name}.", str(error)
         ) from error
+
+
+def _object(module: Any) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()
 
 
 def _workspace_bytes(function: Any) -> int:
