@@ -4,7 +4,7 @@ An operator is in one of three tables. Anchors bring the speed and are always qu
 are quantized where all of their activations are already: an Add inside a float island would only
 lose accuracy. Carriers move values without computing new ones, so their outputs share the scale
 and zero point of their input, and they also join a quantized consumer. What is in no table stays
-float.
+float, unless it is part of a function of one value (`_functions`), which follows as a whole.
 """
 
 from __future__ import annotations
@@ -15,12 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from edgepress.calibration.base import Range
+from edgepress.passes._functions import ELEMENTWISE, RECTIFIED, RECTIFIERS, find_functions
+from edgepress.passes._shapes import static_shape
+
 #: Returns why this node must stay float, or None.
 Check = Callable[[ir.Node], str | None]
 
-#: Rectifiers fold into the node before them, which then is quantized by their output's range.
-RECTIFIERS = ("Relu", "Clip")
-RECTIFIED = ("Add", "Conv", "Gemm", "MatMul")
+_ON_CONSTANTS = ("Add", "Concat", "Mul", "Sub")
+_SEVERAL = ("Concat", "MatMul")  # besides element-wise operators
+_DWARFED = 64  # a range that is this much smaller than another has 4 of its 256 steps
+_LONGEST_SOFTMAX = 2**17
 
 
 @dataclass(frozen=True)
@@ -29,13 +34,21 @@ class Plan:
 
     Attributes:
         nodes: the nodes that run on integers, in graph order.
-        fused: values between a node and its rectifier, which get no scale of their own.
+        fused: values between a node and its rectifier, or inside a function of one value, which get
+            no scale of their own.
+        functions: those of the nodes that are part of a function, and the value that it is one of;
+            their constants stay as they are.
         floats: the nodes on float32 values that stay float, in graph order, and why.
     """
 
     nodes: list[ir.Node]
     fused: set[ir.Value]
+    functions: dict[ir.Node, ir.Value]
     floats: list[tuple[ir.Node, str]]
+
+    def quantizes_operands(self, node: ir.Node) -> bool:
+        """Whether the node's constants are quantized like activations."""
+        return node.op_type in _ON_CONSTANTS and node not in self.functions
 
 
 def constant(value: ir.Value | None) -> np.ndarray | None:
@@ -47,7 +60,8 @@ def constant(value: ir.Value | None) -> np.ndarray | None:
 
 def activations(node: ir.Node) -> list[ir.Value]:
     """Return the values that the node computes on, without constants, shapes and bounds."""
-    many = {"Concat": len(node.inputs), "Add": 2, "Mul": 2, "MatMul": 2}.get(node.op_type, 1)
+    several = node.op_type in _SEVERAL or node.op_type in ELEMENTWISE
+    many = len(node.inputs) if several else 1
     values = [value for value in node.inputs[:many] if value is not None]
     return [value for value in values if constant(value) is None]
 
@@ -64,10 +78,20 @@ def is_carrier(node: ir.Node) -> bool:
     return node.op_type in CARRIERS
 
 
-def plan(model: ir.Model, skipped: dict[ir.Node, str]) -> Plan:
-    """Decide for every node; `skipped` nodes stay float for the reason given."""
+def plan(model: ir.Model, skipped: dict[ir.Node, str], *, everywhere: bool = False) -> Plan:
+    """Decide for every node; `skipped` nodes stay float for the reason given.
+
+    With `everywhere`, all that has an integer form is quantized, although it gains or loses by it:
+    carriers between float operators, and sums whose constant dwarfs what it is added to.
+    """
     order = list(model.graph)
-    reasons = {node: why for node in order if (why := skipped.get(node) or _check(node))}
+    functions = find_functions([node for node in order if node not in skipped], FOLLOWERS)
+    reasons = {
+        node: why
+        for node in order
+        if (why := skipped.get(node))
+        or (node not in functions.sources and (why := _check(node, everywhere=everywhere)))
+    }
     chosen: set[ir.Node] = {n for n in order if n not in reasons and n.op_type in ANCHORS}
 
     def is_integer(value: ir.Value) -> bool:
@@ -79,11 +103,15 @@ def plan(model: ir.Model, skipped: dict[ir.Node, str]) -> Plan:
         return carries and all(map(is_integer, activations(producer)))
 
     def joins(node: ir.Node) -> bool:
+        if node in functions.sources:
+            return is_integer(functions.sources[node])
         if is_carrier(node):
             consumers = (user for value in node.outputs for user in value.consumers())
             sources = (value.producer() for value in activations(node))
-            return any(source in chosen for source in sources if source) or any(
-                user in chosen for user in consumers
+            return (
+                any(source in chosen for source in sources if source)
+                or any(user in chosen for user in consumers)
+                or (everywhere and all(map(is_integer, activations(node))))
             )
         return all(map(is_integer, activations(node)))
 
@@ -100,7 +128,10 @@ def plan(model: ir.Model, skipped: dict[ir.Node, str]) -> Plan:
             continue
         floats.append((node, reasons.get(node) or _follows(node, is_integer)))
     nodes = [node for node in order if node in chosen]
-    return Plan(nodes, {v for node in nodes if (v := _fused_input(node, chosen))}, floats)
+    inside = {node: source for node, source in functions.sources.items() if node in chosen}
+    fused = {v for node in nodes if node not in inside and (v := _fused_input(node, chosen))}
+    fused |= {value for node in inside for value in node.outputs if value in functions.inner}
+    return Plan(nodes, fused, inside, floats)
 
 
 def _fused_input(node: ir.Node, chosen: set[ir.Node]) -> ir.Value | None:
@@ -125,7 +156,7 @@ def _is_float(value: ir.Value | None) -> bool:
     return value is not None and value.dtype == ir.DataType.FLOAT
 
 
-def _check(node: ir.Node) -> str | None:
+def _check(node: ir.Node, *, everywhere: bool) -> str | None:
     """Return why the node must stay float whatever its neighbours are, or None."""
     check = (ANCHORS | FOLLOWERS | CARRIERS).get(node.op_type) if not node.domain else None
     if check is None:
@@ -134,6 +165,8 @@ def _check(node: ir.Node) -> str | None:
         return "not float32"
     if not activations(node):
         return "all of its inputs are constant; fold them first"
+    if everywhere and check is _sum:  # it could be integer, but is better float
+        return None
     return check(node)
 
 
@@ -146,6 +179,38 @@ def _constant_parameters(node: ir.Node) -> str | None:
     for value in node.inputs[1:]:
         if value is not None and constant(value) is None:
             return f"its input {value.name!r} is not constant"
+    return None
+
+
+def _sum(node: ir.Node) -> str | None:
+    """A constant that dwarfs the other operand, such as a mask, would leave it no steps."""
+    spans = [_span(value) for value in node.inputs]
+    known = [span for span in spans if span is not None]
+    constants = [constant(value) is not None for value in node.inputs]
+    if any(constants) and len(known) == 2 and known[constants.index(False)] > 0:
+        ratio = known[constants.index(True)] / known[constants.index(False)]
+        if ratio > _DWARFED:
+            return f"its constant spans {ratio:.0f} times the range of what it is added to"
+    return None
+
+
+def _span(value: ir.Value | None) -> float | None:
+    """Return how far the values of a constant or a calibrated activation reach, 0 included."""
+    array = constant(value)
+    if array is not None:
+        return float(array.max(initial=0)) - float(array.min(initial=0))
+    found = value.meta.get("range") if value is not None else None
+    return max(found.high, 0.0) - min(found.low, 0.0) if isinstance(found, Range) else None
+
+
+def _softmax(node: ir.Node) -> str | None:
+    """Integers hold the sum of as many exponentials as a row may have."""
+    shape = static_shape(node.inputs[0])
+    if not shape:
+        return "its shape is not known"
+    length = shape[node.attributes.get_int("axis", -1) % len(shape)]
+    if length > _LONGEST_SOFTMAX:
+        return f"a sum of {length} exponentials may overflow"
     return None
 
 
@@ -219,7 +284,7 @@ def _pad(node: ir.Node) -> str | None:
 ANCHORS: dict[str, Check] = {"Conv": _conv, "Gemm": _gemm, "MatMul": _matmul}
 
 FOLLOWERS: dict[str, Check] = {
-    "Add": _anything,
+    "Add": _sum,
     "AveragePool": _anything,
     "Clip": _constant_parameters,
     "Concat": _anything,
@@ -232,6 +297,8 @@ FOLLOWERS: dict[str, Check] = {
     "ReduceMean": _reduce_mean,
     "Relu": _anything,
     "Sigmoid": _anything,
+    "Softmax": _softmax,
+    "Sub": _sum,
     "Tanh": _anything,
 }
 

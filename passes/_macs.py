@@ -11,10 +11,12 @@ import onnx_ir as ir
 from edgepress.passes._channel_axes import Axes, Axis, Ids
 from edgepress.passes._shapes import static_shape
 
+COUNTED = ("Conv", "ConvTranspose", "Gemm", "MatMul", "MatMulInteger")
+
 
 def node_macs(node: ir.Node) -> int:
     """Count the multiply-accumulates of one node, 0 for operators that have none."""
-    if node.domain or node.op_type not in ("Conv", "ConvTranspose", "Gemm", "MatMul"):
+    if node.domain or node.op_type not in COUNTED:
         return 0
     x, w, y = (static_shape(v) for v in (node.inputs[0], node.inputs[1], node.outputs[0]))
     if x is None or w is None or y is None:

@@ -46,7 +46,9 @@ class QdqWriter:
             self._written[key] = value
         return self._written[key]
 
-    def activation(self, value: ir.Value, parameters: Parameters, *, output: bool) -> None:
+    def activation(
+        self, value: ir.Value, parameters: Parameters, *, output: bool, limit: float | None = None
+    ) -> None:
         """Put a pair behind this value; all of its consumers read the dequantized value.
 
         Args:
@@ -54,6 +56,7 @@ class QdqWriter:
             parameters: its scale and zero point.
             output: where the value is a graph output, give its name and its place to the
                 dequantized value.
+            limit: clamp the value to this magnitude first.
         """
         graph, name = self.graph, value.name or ""
         uses = tuple(value.uses())
@@ -61,16 +64,26 @@ class QdqWriter:
         if is_output:
             value.name = self._free(f"{name}_QuantizeLinear_Input")
         zero_point = parameters[1].dtype or ir.DataType.UINT8
-        quantize = self._node("QuantizeLinear", [value, *parameters], name, zero_point)
+        made: list[ir.Node] = []
+        source = value
+        if limit is not None:
+            bounds = [
+                self.initializer(f"{name}_{what}", scalar(np.float32(bound), "float32"))
+                for what, bound in (("low", -limit), ("high", limit))
+            ]
+            made.append(self._node("Clip", [value, *bounds], name))
+            source = made[0].outputs[0]
+        quantize = self._node("QuantizeLinear", [source, *parameters], name, zero_point)
         integers = quantize.outputs[0]
         dequantize = self._node("DequantizeLinear", [integers, *parameters], name)
         result = dequantize.outputs[0]
-        for node in (quantize, dequantize):
+        made += [quantize, dequantize]
+        for node in made:
             node.outputs[0].shape = value.shape
         if (producer := value.producer()) is None:
-            graph.insert_before(graph[0], [quantize, dequantize])
+            graph.insert_before(graph[0], made)
         else:
-            graph.insert_after(producer, [quantize, dequantize])
+            graph.insert_after(producer, made)
         for user, index in uses:
             user.replace_input_with(index, result)
         if is_output:

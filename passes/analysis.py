@@ -1,4 +1,4 @@
-"""What passes know about a model, for those that only look: channel groups, layers, work.
+"""What passes know about a model, for those that only look: groups, layers, work, errors.
 
 Nothing here changes a model. It is no pass; the registry leaves it out.
 """
@@ -12,7 +12,10 @@ import onnx_ir as ir
 from edgepress.passes._channels import analyse
 from edgepress.passes._layer_models import LAYERS, layer_model, signature
 from edgepress.passes._macs import node_macs as node_macs
+from edgepress.passes._qdq_layers import QuantizedLayer as QuantizedLayer
 from edgepress.passes._shapes import static_shape
+from edgepress.passes._switches import QuantizationSwitches as QuantizationSwitches
+from edgepress.passes._switches import quantization_switches as quantization_switches
 
 
 @dataclass(frozen=True, kw_only=True)

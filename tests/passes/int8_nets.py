@@ -31,12 +31,15 @@ def samples_of(model: ir.Model, n: int = 8) -> Samples:
     return Samples({name: random(n, *shape, seed=7) for name, shape in shapes.items()})
 
 
-def quantized(model: ir.Model, *, method: str = "min_max", **options: Any) -> Outcome:
-    """Calibrate, quantize, and check what every pass promises."""
-    context = Context(samples=samples_of(model))
-    Calibrate(method=method).call(model, context)
+def quantized(model: ir.Model, *, samples: Samples | None = None, **options: Any) -> Outcome:
+    """Calibrate, quantize, and check what every pass promises.
+
+    The model is changed in place, unless 16 bits bring it to another opset.
+    """
+    context = Context(samples=samples or samples_of(model))
+    Calibrate().call(model, context)
     outcome = apply(QuantizeInt8(**options), model, context)
-    refresh_shapes(model)
+    refresh_shapes(outcome.model)
     return outcome
 
 
@@ -92,6 +95,7 @@ def small_cnn() -> ir.Model:
         "m = MaxPool <kernel_shape=[2,2], strides=[2,2]> (a) t = Conv(m, w3) h = HardSigmoid(t) "
         "u = Mul(h, half) g = GlobalAveragePool(u) f = Flatten(g) y = Gemm(f, w4, b4)",
         w1=random(6, 3, 3, 3), b1=random(6), w2=random(6, 1, 3, 3), b2=random(6, seed=1),
-        w3=random(4, 6, 1, 1), w4=random(4, 5), b4=random(5), half=np.array([0.5], np.float32),
-        zero=np.array(0, np.float32), six=np.array(6, np.float32),
+        w3=random(4, 6, 1, 1), w4=random(4, 5), b4=random(5),
+        half=np.full((4, 1, 1), 0.5, np.float32), zero=np.array(0, np.float32),
+        six=np.array(6, np.float32),
     )  # fmt: skip

@@ -4,7 +4,8 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgepress.passes._bias_correction import mean_shift
+from edgepress.calibration.base import Samples
+from edgepress.passes._bias_correction import channel_means, mean_shift
 from edgepress.passes.base import Context
 from edgepress.passes.calibrate import Calibrate
 from edgepress.passes.quantize_int8 import QuantizeInt8
@@ -57,3 +58,18 @@ def test_without_samples_biases_are_left_and_it_says_so() -> None:
     Calibrate().call(model, Context(samples=samples_of(model)))
     outcome = QuantizeInt8().call(model, Context())
     assert "biases are not corrected" in outcome.notes[0]
+
+
+def test_means_are_the_same_for_every_order_of_the_samples() -> None:
+    model = conv_relu()
+    values = random(9, 3, 6, 6) * np.float32(10) ** np.arange(-4, 5).reshape(9, 1, 1, 1)
+    (layer,) = (node for node in model.graph if node.op_type == "Conv")
+    found = []
+    for seed in range(10):
+        order = np.random.default_rng(seed).permutation(9)
+        samples = Samples({"x": values[order].astype(np.float32)})
+        (means,) = channel_means("p", model, [layer], samples, Context()).values()
+        found.append(means)
+    np.testing.assert_allclose(found[0], values.mean(axis=(0, 2, 3)), rtol=1e-4)
+    for means in found[1:]:
+        np.testing.assert_array_equal(means, found[0])

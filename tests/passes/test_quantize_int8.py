@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from onnxruntime import quantization as ort_quantization
 
 from edgepress.calibration.base import Range, Samples
+from edgepress.passes._int8_rules import plan
 from edgepress.passes._shapes import refresh_shapes
 from edgepress.passes.base import Context, PassRefused, pass_class
+from edgepress.passes.calibrate import Calibrate
 from edgepress.passes.quantize_int8 import QuantizeInt8
 from tests.graphs import conv_nets, nodes, random, weight
 from tests.passes.int8_nets import (
@@ -268,10 +270,10 @@ def test_the_figures_count_bytes() -> None:
 
 
 def test_a_model_without_anything_to_quantize_is_left_alone() -> None:
-    model = made("(float[1,4] x) => (float[1,4] y)", "y = Softmax(x)")
+    model = made("(float[1,4] x) => (float[1,4] y)", "y = LogSoftmax(x)")
     outcome = quantized(model)
     assert not outcome.modified
-    assert nodes(model) == "y = Softmax(x)"
+    assert nodes(model) == "y = LogSoftmax(x)"
 
 
 def test_a_quantized_model_is_left_alone_and_it_says_so() -> None:
@@ -286,6 +288,8 @@ def test_a_quantized_model_is_left_alone_and_it_says_so() -> None:
     ("options", "message"),
     [
         ({"activation": "int16"}, "choose 'uint8' or 'int8'"),
+        ({"method": "bets"}, "choose 'calibrated' or 'best'"),
+        ({"rounding": "up"}, "choose 'nearest' or 'adaptive'"),
         ({"skip": ("conv_0",)}, "matches no node's whole name. Near it: Conv_0"),
         ({"skip": ("Con",)}, "matches no node's whole name"),
         ({"skip": ("(",)}, "not a regular expression"),
@@ -305,6 +309,25 @@ def test_a_missing_range_is_refused_by_name() -> None:
     model.graph.inputs[0].meta["range"] = Range(-1.0, 1.0)
     with pytest.raises(PassRefused, match="no calibrated range for value 'y'"):
         QuantizeInt8().requires(model, Context())
+
+
+@pytest.mark.parametrize("options", [{"method": "best"}, {"rounding": "adaptive"}])
+def test_what_looks_at_samples_is_refused_without(options: dict[str, Any]) -> None:
+    model = conv_relu()
+    Calibrate().call(model, Context(samples=samples_of(model)))
+    with pytest.raises(PassRefused, match="needs samples; give some with --calib"):
+        QuantizeInt8(**options).requires(model, Context())
+
+
+@pytest.mark.parametrize(("activation", "middle"), [("uint8", 128), ("int8", 0)])
+def test_symmetric_activations_have_their_zero_in_the_middle(activation: str, middle: int) -> None:
+    before = small_cnn()
+    after = before.clone()
+    quantized(after, activation=activation, symmetric=True)
+    points = [n for n in after.graph.initializers if n.endswith("_zero_point")]
+    floats = [n for n in points if str(weight(after, n).dtype) == activation and n[0] not in "wb"]
+    assert {int(weight(after, n)) for n in floats} == {middle}
+    assert sqnr_db(before, after) >= SQNR_BUDGET_DB
 
 
 def test_an_old_opset_is_refused() -> None:
@@ -333,10 +356,11 @@ def test_a_constant_that_is_not_finite_is_refused() -> None:
 def test_random_nets_run_on_integers(model: ir.Model, activation: str, per_channel: bool) -> None:
     refresh_shapes(model)
     before = model.clone()
+    fused = {value.name for value in plan(before, {}).fused}
     outcome = quantized(model, activation=activation, per_channel=per_channel)
     floats = {name for name, _ in outcome.skipped}
     for node, value in consumers(model):
-        if node.name in floats or (node.op_type in ("Relu", "Clip") and maker(value) != PAIR[1]):
+        if node.name in floats or value.name in fused:
             continue
         assert maker(value) == PAIR[1], f"{node.name} reads {value.name}"
     assert outcome.modified == (nodes(model) != nodes(before))
