@@ -68,7 +68,11 @@ TARGET = click.option(
     "-t", "--target", required=True, help="Board; `edgepress targets` lists them."
 )
 RECIPE = click.option(
-    "-r", "--recipe", default="default", show_default=True, help="default, none or a .toml file."
+    "-r",
+    "--recipe",
+    default="default",
+    show_default=True,
+    help="default (static int8), transformer (dynamic int8), none, or a .toml file.",
 )
 CALIB = click.option("--calib", type=PATH, help="Calibration samples: an .npz or images.")
 EVAL = click.option(
@@ -155,6 +159,7 @@ def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
 @RECIPE
 @click.option("-t", "--target", help="Board to choose widths for and to measure layers on.")
 @CALIB
+@EVAL
 @SHAPE
 @DEVICE_OPTION
 @output("OUT.onnx")
@@ -164,7 +169,8 @@ def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
 def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
     """Run the graph passes of a recipe on MODEL and write the result as ONNX.
 
-    Passes that keep only what is faster need a target.
+    Passes that keep only what is faster need a target. Of the recipe's budget, accuracy_drop and
+    sqnr_db are held to, on --eval or else on --calib, by raising layers to a higher precision.
     """
     from edgepress.pipeline import commands
 
@@ -264,6 +270,24 @@ def inspect(path: Path, as_json: bool, **options: Any) -> int:
     from edgepress.pipeline import commands
 
     return commands.inspect(path, as_json=as_json, **options)
+
+
+@cli.command(epilog=example("edgepress explain bundle --calib train.npz --model model.onnx"))
+@FOLDER
+@CALIB
+@click.option("--model", type=PATH, help="The original model, to see what rounding weights cost.")
+@DEVICE_OPTION
+@NO_CACHE
+@common
+def explain(folder: Path, as_json: bool, **options: Any) -> int:
+    """Explain where the time and the error of the bundle DIR come from, and what would help.
+
+    Per layer: precision, instructions in its code, work, time on the device; with --calib also the
+    error that it adds, and the three changes of the recipe that help most, each made and measured.
+    """
+    from edgepress.pipeline import explain_command
+
+    return explain_command.explain(folder, as_json=as_json, **options)
 
 
 @cli.command(epilog=example("edgepress passes"))

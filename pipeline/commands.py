@@ -84,6 +84,7 @@ def compress(
     target: str | None,
     device: str | None,
     calib: Path | None,
+    evaluation: Path | None,
     input_shapes: Shapes,
     overwrite: bool,
     no_cache: bool,
@@ -109,6 +110,7 @@ def compress(
         target=board,
         device=device,
         calib=calib,
+        evaluation=evaluation,
         input_shapes=input_shapes,
         cache=_cache(no_cache),
         progress=Progress(),
@@ -118,10 +120,9 @@ def compress(
         steps = [dataclasses.asdict(step) for step in prepared.steps]
         _print_json({"output": str(output), "source": prepared.source, "steps": steps})
     else:
-        screen = report.console()
-        screen.print(report.steps_table(prepared.steps))
-        report.show_notes(prepared.steps, screen)
-    return 0
+        report.show_steps(prepared.steps, report.console())
+    missed = prepared.precision is not None and not prepared.precision.best.holds
+    return GATE if missed else 0
 
 
 def verify(

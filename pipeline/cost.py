@@ -16,14 +16,17 @@ FLOATS = (
 )
 
 
+_READ_AS_INT8 = {("MatMulInteger", 1), ("Gather", 0)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Cost:
     """Static figures of a model.
 
     Attributes:
         parameters: elements of weights; not those of scales, zero points and shapes.
-        macs: multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul for one inference; 0 for
-            a node whose shape is unknown.
+        macs: multiply-accumulates of Conv, ConvTranspose, Gemm, MatMul and MatMulInteger for one
+            inference; 0 for a node whose shape is unknown.
         size_bytes: bytes of every constant as the model stores it.
     """
 
@@ -52,5 +55,7 @@ def cost(model: ir.Model) -> Cost:
 
 def _is_parameter(value: ir.Value, dtype: ir.DataType) -> bool:
     roles = [(use.node.op_type, use.idx) for use in value.uses()]
+    if dtype == ir.DataType.INT8 and roles and set(roles) <= _READ_AS_INT8:
+        return True
     quantized = [i for op, i in roles if op in ("QuantizeLinear", "DequantizeLinear")]
     return 0 in quantized or (not quantized and dtype in FLOATS)

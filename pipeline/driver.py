@@ -82,6 +82,7 @@ class StepRecord:
         macs: after the pass, per inference.
         size_bytes: of all constants, after the pass.
         equivalence: None where nothing changed or the model before it could not run.
+        trials: what a step tried that chooses among models, one entry per model.
         seconds: wall time of this pass and its checks, 0 where it came from the cache.
         cached: whether it came from the cache.
     """
@@ -97,6 +98,7 @@ class StepRecord:
     macs: int = 0
     size_bytes: int = 0
     equivalence: Equivalence | None = None
+    trials: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     cached: bool = False
 
@@ -142,6 +144,9 @@ class Driver:
         passes: Sequence[Pass],
         context: Context,
         timers: Sequence[LayerTimer | None] | None = None,
+        *,
+        before: int = 0,
+        after: int = 0,
     ) -> None:
         """Run passes in order.
 
@@ -149,6 +154,8 @@ class Driver:
             passes: what to run.
             context: what they may use; they report progress to that of the driver.
             timers: one per pass, in place of the context's.
+            before: how many passes of the same recipe came before these, for the progress.
+            after: how many will come after them.
 
         Raises:
             PassRefused, NotEquivalent or another PassError; TargetError from measuring layers.
@@ -156,9 +163,10 @@ class Driver:
         context = dataclasses.replace(context, progress=self._progress.update)
         timers = [context.timer] * len(passes) if timers is None else timers
         samples_sha256 = context.samples.sha256() if context.samples else ""
-        for index, (step, timer) in enumerate(zip(passes, timers, strict=True), 1):
+        total = before + len(passes) + after
+        for index, (step, timer) in enumerate(zip(passes, timers, strict=True), before + 1):
             context = dataclasses.replace(context, timer=timer)
-            with self._progress.step(f"[{index}/{len(passes)}] {step.name}"):
+            with self._progress.step(f"[{index}/{total}] {step.name}"):
                 key = self._key(step, context, samples_sha256)
                 record = self._recall(key) or self._apply(step, context, key, samples_sha256)
             self.records.append(record)

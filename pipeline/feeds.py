@@ -71,6 +71,18 @@ def random_samples(model: ir.Model, count: int, seed: int = SEED) -> Samples:
     return Samples(inputs=arrays, source="random samples")
 
 
+def spread(samples: Samples, most: int) -> Samples:
+    """Return at most this many samples, spread evenly over all of them."""
+    if len(samples) <= most:
+        return samples
+    chosen = np.arange(most) * len(samples) // most
+    return Samples(
+        inputs={name: array[chosen] for name, array in samples.inputs.items()},
+        labels=None if samples.labels is None else samples.labels[chosen],
+        source=samples.source,
+    )
+
+
 def _index_bound(value: ir.Value, seen: set[ir.Node]) -> int:
     """Return the length of the shortest table that this value indexes, 0 where there is none."""
     bounds = []

@@ -23,8 +23,8 @@ from edgepress.pipeline.feeds import true_inputs
 from edgepress.pipeline.load import load_model
 from edgepress.pipeline.report import facts, quantity, size
 from edgepress.pipeline.snapshot import Snapshot
-from edgepress.targets.lowering.integers import is_quantized
-from edgepress.targets.reference import Reference
+from edgepress.targets.lowering.dynamic import computes_integers
+from edgepress.targets.reference import Reference, float_islands
 
 FEW = 6  # names in a cell of a table
 
@@ -54,7 +54,7 @@ def inspect(
     except PassError as error:
         if channels:
             raise
-        note = f"shown as the file has it, sizes may be unknown: {error}"
+        note = f"shown as the file has it, sizes and float islands may be unknown: {error}"
     return {"kind": "model", **_describe(model, note, channels)}
 
 
@@ -69,7 +69,7 @@ def _describe(model: ir.Model, note: str, channels: bool) -> dict[str, Any]:
         "macs": figures.macs,
         "size_bytes": figures.size_bytes,
         "operators": dict(Counter(node.op_type for node in model.graph).most_common()),
-        "float_islands": Reference(model).islands if is_quantized(model) else None,
+        "float_islands": _islands(model) if computes_integers(model) and not note else None,
         "nodes": [
             {
                 "name": node.name,
@@ -82,6 +82,14 @@ def _describe(model: ir.Model, note: str, channels: bool) -> dict[str, Any]:
         ],
         "channels": dataclasses.asdict(channel_groups(model)) if channels else None,
     }
+
+
+def _islands(model: ir.Model) -> list[list[dict[str, str]]]:
+    """Describe what computes in float between integers: connected nodes, by name and operator."""
+    return [
+        [{"name": node.name or "", "operator": node.op_type} for node in island]
+        for island in float_islands(Reference(model).model)
+    ]
 
 
 def _tensor(value: ir.Value) -> dict[str, Any]:
@@ -108,7 +116,7 @@ def show(found: Mapping[str, Any], screen: Console) -> None:
     operators = ", ".join(f"{count} {name}" for name, count in found["operators"].items())
     grid.add_row("operators", Text(operators))
     if found["float_islands"] is not None:
-        grid.add_row("float islands", Text(", ".join(found["float_islands"]) or "none"))
+        grid.add_row("float islands", Text(_island_lines(found["float_islands"])))
     table = Table()
     for heading in ("node", "operator", "output", "dtype"):
         table.add_column(heading)
@@ -120,6 +128,21 @@ def show(found: Mapping[str, Any], screen: Console) -> None:
     screen.print(grid)
     if found["note"]:
         screen.print(Text(found["note"]))
+
+
+def _island_lines(islands: Sequence[Sequence[Mapping[str, str]]]) -> str:
+    """Write an island a line: the names of its nodes, and their operators where they tell none."""
+    lines = []
+    for island in islands:
+        names = [
+            node["name"]
+            if node["operator"] in node["name"]
+            else f"{node['name']} ({node['operator']})".strip()
+            for node in island[:FEW]
+        ]
+        more = f" and {len(island) - FEW} more" if len(island) > FEW else ""
+        lines.append(", ".join(names) + more)
+    return _few(lines) or "none"
 
 
 def _few(names: Sequence[str]) -> str:

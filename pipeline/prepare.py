@@ -15,6 +15,12 @@ from edgepress.pipeline.cost import cost
 from edgepress.pipeline.driver import Driver, StepRecord, canonical_passes
 from edgepress.pipeline.feeds import user_samples
 from edgepress.pipeline.load import load_model, model_sha256
+from edgepress.pipeline.mixed_precision import (
+    MixedPrecision,
+    Task,
+    has_accuracy_gate,
+    raise_precision,
+)
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
 from edgepress.pipeline.snapshot import Snapshot
@@ -41,6 +47,8 @@ class Prepared:
         lossless: whether every pass that changed something is lossless.
         calibration: the calibration samples, or None.
         evaluation: the evaluation samples, or None.
+        precision: how layers were raised to hold the recipe's gates on accuracy, or None where
+            nothing had to be.
     """
 
     source: dict[str, Any]
@@ -51,6 +59,7 @@ class Prepared:
     lossless: bool
     calibration: Samples | None
     evaluation: Samples | None
+    precision: MixedPrecision | None = None
 
 
 def prepare(
@@ -66,6 +75,9 @@ def prepare(
     progress: Progress | None = None,
 ) -> Prepared:
     """Load a model and run the canonical passes and those of the recipe.
+
+    Where the quantized model misses the recipe's gates on accuracy, layers are raised to a higher
+    precision and `quantize-int8` and the passes behind it run again.
 
     Args:
         path: the ONNX file.
@@ -116,17 +128,47 @@ def prepare(
     context = dataclasses.replace(context, samples=samples)
     if target is not None and recipe.passes:
         context = dataclasses.replace(context, simd_bytes=simd_bytes(target))
-    driver.run(recipe.passes, context, timers)
+    start = _raised_from(recipe)
+    driver.run(recipe.passes[:start], context, timers[:start], after=len(recipe.passes) - start)
+    base, done = driver.snapshot, len(driver.records)
+    driver.run(recipe.passes[start:], context, timers[start:], before=start)
+    compressed, steps, precision = driver.snapshot, driver.records, None
+    if start < len(recipe.passes):
+        task = Task(
+            base=base,
+            passes=recipe.passes[start:],
+            timers=timers[start:],
+            context=context,
+            budget=recipe.budget,
+            original=original,
+            evaluation=tests,
+            cache=cache,
+            progress=progress,
+        )
+        precision = raise_precision(task, compressed, steps[done:])
+    if precision is not None:
+        compressed = precision.best.model
+        steps = [*steps[:done], *precision.best.records, precision.record()]
     return Prepared(
         source=source,
         original=original,
         canonical=canonical,
-        compressed=driver.snapshot,
-        steps=driver.records,
-        lossless=all(record.lossless or not record.modified for record in driver.records),
+        compressed=compressed,
+        steps=steps,
+        lossless=all(record.lossless or not record.modified for record in steps),
         calibration=samples,
         evaluation=tests,
+        precision=precision,
     )
+
+
+def _raised_from(recipe: Recipe) -> int:
+    """Return the first pass to run again where layers are raised; their number for none."""
+    if has_accuracy_gate(recipe.budget):
+        for index, step in enumerate(recipe.passes):
+            if step.name == QUANTIZE:
+                return index
+    return len(recipe.passes)
 
 
 def simd_bytes(target: Target) -> int:

@@ -8,7 +8,7 @@ A recipe is a TOML file::
     name = "calibrate"
     method = "entropy"       # the fields of the pass are its options
 
-    [budget]                 # every line is a gate
+    [budget]                 # every limit is a gate
     latency_ms = 20.0
     accuracy_drop = 0.5      # percentage points of top-1
 
@@ -41,7 +41,8 @@ from edgepress.passes.base import Pass, PassError, UnknownPass, pass_class
 
 SCHEMA = 1
 _T = TypeVar("_T")
-BUILT_IN = ("default", "none")
+BUILT_IN = ("default", "none", "transformer")
+INT16, FLOAT = "int16", "float"
 
 
 class RecipeError(Exception):
@@ -52,18 +53,23 @@ class RecipeError(Exception):
 class Budget:
     """What the bundle must not exceed; None is no gate.
 
+    Where the model that `quantize-int8` made misses `accuracy_drop` or `sqnr_db`, the layers that
+    cost most accuracy are raised to a higher precision until both hold.
+
     Attributes:
         latency_ms: median latency on the device.
         size_bytes: executable and coded weights together.
         accuracy_drop: percentage points of top-1 lost against the original model; without labels,
             percentage points of disagreement with it.
         sqnr_db: the least SQNR of the outputs against the original model.
+        raise_to: what layers may be raised to, of "int16" and "float"; empty for nothing.
     """
 
     latency_ms: float | None = None
     size_bytes: int | None = None
     accuracy_drop: float | None = None
     sqnr_db: float | None = None
+    raise_to: tuple[str, ...] = (INT16, FLOAT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +92,7 @@ class Recipe:
 
 
 def load_recipe(name: str) -> Recipe:
-    """Read a built-in recipe (`default`, `none`) or a TOML file. Raises RecipeError."""
+    """Read a built-in recipe, one of BUILT_IN, or a TOML file. Raises RecipeError."""
     if name in BUILT_IN:
         folder = importlib.resources.files("edgepress.pipeline") / "recipes"
         text = (folder / f"{name}.toml").read_text("utf-8")
@@ -126,8 +132,11 @@ def parse_recipe(text: str, name: str = "recipe", source: str = "recipe.toml") -
     passes = tuple(_read_pass(table, index, reader) for index, table in enumerate(tables))
     budget = reader.build(Budget, data.get("budget", {}), ("budget",))
     for key, value in dataclasses.asdict(budget).items():
-        if value is not None and not value >= 0:
+        if isinstance(value, int | float) and not value >= 0:
             raise reader.error(("budget", key), f"{key} is {value}; a budget is not negative")
+    if unknown := [kind for kind in budget.raise_to if kind not in (INT16, FLOAT)]:
+        what = f"raise_to holds {unknown[0]!r}; layers can be raised to 'int16' and 'float'"
+        raise reader.error(("budget", "raise_to"), what)
     preprocess = None
     if "preprocess" in data:
         preprocess = reader.build(Preprocess, data["preprocess"], ("preprocess",))

@@ -124,10 +124,30 @@ def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str,
 
 def show_result(result: Result, screen: Console) -> None:
     """Print the tables of a run."""
-    screen.print(steps_table(result.steps))
-    show_notes(result.steps, screen)
     evidence = result.evidence
+    show_steps(result.steps, screen, None if evidence is None else evidence.trials)
     show_bundle(result.bundle, None if evidence is None else evidence.to_json(), screen)
+
+
+def show_steps(
+    steps: Sequence[StepRecord],
+    screen: Console,
+    costs: Sequence[Mapping[str, Any]] | None = None,
+) -> None:
+    """Print what passes did, what they tried, and the sentences that they want to be read.
+
+    Args:
+        steps: one record per pass.
+        screen: where to.
+        costs: what the device said of every model that was tried, or None.
+    """
+    from edgepress.pipeline.precision_table import precision_table  # it imports this module
+
+    screen.print(steps_table(steps))
+    for step in steps:
+        if step.trials:
+            screen.print(precision_table(step.trials, costs))
+    show_notes(steps, screen)
 
 
 def show_notes(steps: Sequence[StepRecord], screen: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from edgepress.pipeline.bundle import Bundle, read_bundle, write_evidence
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.driver import StepRecord
 from edgepress.pipeline.output import new_folder
+from edgepress.pipeline.precision_cost import trial_costs
 from edgepress.pipeline.prepare import Prepared, prepare
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
@@ -108,7 +110,7 @@ def run(
         evidence = unverified = None
         if request.check:
             try:
-                evidence = _verify(request, prepared, built.bundle, progress)
+                evidence = _verify(request, prepared, built.bundle, cache, progress)
             except DeviceFailed as error:
                 unverified = error
     return Result(
@@ -121,7 +123,13 @@ def run(
     )
 
 
-def _verify(request: Request, prepared: Prepared, bundle: Bundle, progress: Progress) -> Evidence:
+def _verify(
+    request: Request,
+    prepared: Prepared,
+    bundle: Bundle,
+    cache: Cache | None,
+    progress: Progress,
+) -> Evidence:
     device = open_device(request.device, request.target)
     evidence = verify(
         bundle,
@@ -131,5 +139,17 @@ def _verify(request: Request, prepared: Prepared, bundle: Bundle, progress: Prog
         budget=request.recipe.budget,
         progress=progress,
     )
+    if prepared.precision is not None:
+        costs = trial_costs(
+            prepared,
+            request.recipe,
+            request.target,
+            device,
+            bundle,
+            cache=cache,
+            progress=progress,
+        )
+        trials = [dataclasses.asdict(cost) for cost in costs]
+        evidence = dataclasses.replace(evidence, trials=trials)
     write_evidence(bundle, evidence.to_json())
     return evidence

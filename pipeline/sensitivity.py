@@ -187,7 +187,7 @@ def inspect_sensitivity(
             f"{path} has no float output, so the error of a cut cannot be measured; cut off what "
             "turns its scores into integers, such as an ArgMax."
         )
-    samples = spread(feeds.user_samples(model, calib), MOST_SAMPLES)
+    samples = feeds.spread(feeds.user_samples(model, calib), MOST_SAMPLES)
     if target is None or chosen is None:
         return measure_sensitivity(model, samples, cache=cache, progress=progress)
     found = measure_sensitivity(
@@ -270,18 +270,6 @@ def measure_sensitivity(
         ],
     )
     return dataclasses.replace(found, groups=sorted(groups, key=found.merit, reverse=True))
-
-
-def spread(samples: Samples, most: int) -> Samples:
-    """Return at most this many samples, spread evenly over all of them."""
-    if len(samples) <= most:
-        return samples
-    chosen = np.arange(most) * len(samples) // most
-    return Samples(
-        inputs={name: array[chosen] for name, array in samples.inputs.items()},
-        labels=None if samples.labels is None else samples.labels[chosen],
-        source=samples.source,
-    )
 
 
 def _outcomes(

@@ -17,7 +17,7 @@ from edgepress.pipeline.accuracy import accuracy
 from edgepress.pipeline.bundle import Bundle, BundleError
 from edgepress.pipeline.feeds import SEED, input_shapes, random_samples, user_samples
 from edgepress.pipeline.gates import Verdict, all_passed, judge, judge_budget
-from edgepress.pipeline.golden import FLOAT_LIMIT, MIXED_LIMIT, make_golden, raw
+from edgepress.pipeline.golden import make_golden, raw
 from edgepress.pipeline.load import load_model, model_sha256
 from edgepress.pipeline.oracle import Oracle, Outputs, relative_error
 from edgepress.pipeline.prepare import UsageError
@@ -42,6 +42,8 @@ class Evidence:
         accuracy: top-1, agreement, SQNR against the original model, or None without samples.
         latency: all raw samples and their percentiles, or None where it was not measured.
         instructions: per inference, under an emulator, else None.
+        trials: what each of the models costs that a search for mixed precision tried, or None where
+            there was none.
     """
 
     device: dict[str, Any]
@@ -50,6 +52,7 @@ class Evidence:
     accuracy: dict[str, Any] | None
     latency: dict[str, Any] | None
     instructions: int | None
+    trials: list[dict[str, Any]] | None = None
 
     @property
     def passed(self) -> bool:
@@ -214,6 +217,7 @@ def _compare(
         "samples": len(feeds),
         "reference": golden.reference,
         "max_error": relative_error(golden.answers, got),
+        "limit": golden.limit,
         "bit_equal": all(
             raw(want) == raw(have) for want, have in zip(golden.answers, got, strict=True)
         ),
@@ -263,9 +267,8 @@ def _judge_outputs(bundle: Bundle, outputs: Mapping[str, Any]) -> Verdict:
     if bundle.manifest.arithmetic == "integer":
         differing = 0.0 if outputs["bit_equal"] else 1.0
         return judge("outputs", differing, 0.0, f"bit-equal wanted: {detail}")
-    limit = FLOAT_LIMIT if bundle.manifest.arithmetic == "float" else MIXED_LIMIT
     detail = f"largest error as a share of the output range: {detail}"
-    return judge("outputs", outputs["max_error"], limit, detail)
+    return judge("outputs", outputs["max_error"], outputs["limit"], detail)
 
 
 def _figure(found: Mapping[str, Any] | None, name: str) -> tuple[float | None, str]:

@@ -33,7 +33,7 @@ def test_every_command_has_help_an_example_json_and_debug(command: str) -> None:
 
 def test_the_commands_are_those_of_the_design() -> None:
     pipeline = ["run", "compress", "compile", "deploy", "verify", "infer", "bench", "unpack"]
-    lists = ["inspect", "passes", "targets", "devices", "doctor"]
+    lists = ["inspect", "explain", "passes", "targets", "devices", "doctor"]
     assert sorted(pipeline + lists) == COMMANDS
 
 

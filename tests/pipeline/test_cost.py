@@ -57,6 +57,16 @@ def test_scales_and_shapes_are_no_parameters() -> None:
     assert cost(model).size_bytes == 4 + 4 + 1 + 16
 
 
+def test_integer_products_and_tables() -> None:
+    model = net(
+        "(uint8[5,7] x, int64[2] i) => (int32[5,3] y, int8[2,4] z)",
+        "y = MatMulInteger(x, w) z = Gather(t, i)",
+        {"w": np.ones((7, 3), np.int8), "t": np.ones((6, 4), np.int8)},
+    )
+    assert cost(model).parameters == 7 * 3 + 6 * 4
+    assert cost(model).macs == 5 * 7 * 3
+
+
 @pytest.mark.parametrize("operator", ["Conv", "MatMul"])
 def test_an_unknown_shape_counts_nothing(operator: str) -> None:
     model = net("(float[N,4,8,8] x, float[4,4,8,8] w) => (float[M] y)", f"y = {operator}(x, w)")

@@ -2,7 +2,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgepress.pipeline.feeds import input_shapes, random_samples
+from edgepress.calibration.base import Samples
+from edgepress.pipeline.feeds import input_shapes, random_samples, spread
 from edgepress.pipeline.oracle import Oracle
 from tests.graphs import net, random
 
@@ -54,3 +55,13 @@ def test_open_shapes_are_none() -> None:
 def test_weights_among_the_inputs_are_no_inputs() -> None:
     model = net("(float[1,4] x, float[4] w) => (float[1,4] y)", "y = Add(x, w)", {"w": random(4)})
     assert input_shapes(model) == {"x": (1, 4)}
+
+
+def test_samples_are_spread_evenly_over_all() -> None:
+    samples = Samples({"x": np.arange(10), "z": np.arange(20).reshape(10, 2)}, np.arange(10) + 5)
+    some = spread(samples, 4)
+    np.testing.assert_array_equal(some.inputs["x"], [0, 2, 5, 7])
+    np.testing.assert_array_equal(some.inputs["z"], samples.inputs["z"][[0, 2, 5, 7]])
+    assert some.labels is not None
+    np.testing.assert_array_equal(some.labels, [5, 7, 10, 12])
+    assert spread(samples, 10) is samples

@@ -130,6 +130,66 @@ def test_channels_need_fixed_shapes(edgepress: Edgepress, tmp_path: Path) -> Non
     assert edgepress("inspect", tmp_path / "net.onnx", "--channels", *fixed)[0] == 0
 
 
+def quantized(body: str, shape: str = "1,4,4,6") -> ir.Model:
+    """A quantized input `d`, whatever `body` makes of it as `e`, and `e` quantized."""
+    text = f"q = QuantizeLinear(x, s, z) d = DequantizeLinear(q, s, z) {body} "
+    text += "r = QuantizeLinear(e, s, z) y = DequantizeLinear(r, s, z)"
+    weights: dict[str, Array] = {"s": np.array(0.1, np.float32), "z": np.array(3, np.uint8)}
+    weights["k"] = np.ones(6, np.float32)
+    return net(f"(float[{shape}] x) => (float[{shape}] y)", text, weights)
+
+
+ISLANDS = """n = LayerNormalization(d, k) p = Greater(n, d) w = Where(p, n, d)
+e0 = Softmax<axis=1>(w) u = QuantizeLinear(e0, s, z) v = DequantizeLinear(u, s, z)
+t = Cos(v) e = Transpose(t)"""
+
+
+def test_float_islands_are_named(edgepress: Edgepress, tmp_path: Path) -> None:
+    model = quantized(ISLANDS, "6,6,6,6")
+    next(node for node in model.graph if node.op_type == "Where").name = "choice"
+    ir.save(model, tmp_path / "net.onnx")
+    document = json.loads(edgepress("inspect", tmp_path / "net.onnx", "--json")[1])
+    assert document["float_islands"] == [
+        [
+            {"name": "LayerNormalization_2", "operator": "LayerNormalization"},
+            {"name": "choice", "operator": "Where"},
+            {"name": "Softmax_5", "operator": "Softmax"},
+        ],
+        [{"name": "Cos_8", "operator": "Cos"}],
+    ]
+    _, out, _ = edgepress("inspect", tmp_path / "net.onnx")
+    (first,) = (line for line in out.splitlines() if line.startswith("float islands"))
+    assert first.split(maxsplit=2)[2].rstrip() == "LayerNormalization_2, choice (Where), Softmax_5"
+    assert out.splitlines()[-1].strip() == "Cos_8"
+
+
+def test_integers_have_no_islands(edgepress: Edgepress, tmp_path: Path) -> None:
+    for body in ("s1 = Sigmoid(d) e = Mul(s1, d)", "e = Softmax(d)", "e = Softmax<axis=1>(d)"):
+        ir.save(quantized(body), tmp_path / "net.onnx")
+        document = json.loads(edgepress("inspect", tmp_path / "net.onnx", "--json")[1])
+        assert document["float_islands"] == []
+    _, out, _ = edgepress("inspect", tmp_path / "net.onnx")
+    assert out.splitlines()[-1].split() == ["float", "islands", "none"]
+
+
+def test_many_islands_are_cut_short(edgepress: Edgepress, tmp_path: Path) -> None:
+    body = " ".join(["a0 = Cos(d)", *(f"a{i + 1} = Cos(a{i})" for i in range(8)), "e = Cos(a8)"])
+    ir.save(quantized(body), tmp_path / "net.onnx")
+    _, out, _ = edgepress("inspect", tmp_path / "net.onnx")
+    assert "Cos_2, Cos_3, Cos_4, Cos_5, Cos_6, Cos_7 and 4 more" in out
+
+
+def test_islands_need_fixed_shapes(edgepress: Edgepress, tmp_path: Path) -> None:
+    ir.save(quantized("e = Cos(d)", "1,3,H,6"), tmp_path / "net.onnx")
+    code, out, _ = edgepress("inspect", tmp_path / "net.onnx", "--json")
+    assert code == 0
+    assert json.loads(out)["float_islands"] is None
+    assert "float islands may be unknown" in json.loads(out)["note"]
+    fixed = ("--input-shape", "x:1x3x8x6", "--json")
+    document = json.loads(edgepress("inspect", tmp_path / "net.onnx", *fixed)[1])
+    assert document["float_islands"] == [[{"name": "Cos_2", "operator": "Cos"}]]
+
+
 # Sensitivity ------------------------------------------------------------------------------------
 
 

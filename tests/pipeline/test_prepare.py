@@ -155,7 +155,7 @@ def test_passes_that_measure_nothing_need_no_compiler(world: World, tmp_path: Pa
         "from edgepress.pipeline import commands\n"
         f"commands.compress(Path({str(world.model)!r}), 'none', "
         f"output=Path({str(tmp_path / 'out.onnx')!r}), target=None, device=None, calib=None, "
-        "input_shapes={}, overwrite=False, no_cache=True, as_json=True)\n"
+        "evaluation=None, input_shapes={}, overwrite=False, no_cache=True, as_json=True)\n"
         "assert 'onnx_ir' in sys.modules\n"
         "assert 'tvm' not in sys.modules\n"
     )

@@ -78,6 +78,8 @@ mean = [0.5, 0.5, 0.5]
         ("schema = 1\n[budget]\nlatency_ms = true\n", 3, ("True", "a number")),
         ("schema = 1\n[budget]\nsize_bytes = -1\n", 3, ("not negative",)),
         ("schema = 1\n[budget]\nlatency_ms = nan\n", 3, ("nan", "not negative")),
+        ("schema = 1\n[budget]\nraise_to = ['int4']\n", 3, ("'int4'", "'int16' and 'float'")),
+        ("schema = 1\n[budget]\nraise_to = 'int16'\n", 3, ("raise_to", "a list of a string")),
         ("schema = 1\n\n[preprocess]\nstd = [0.0]\n", 3, ("std",)),
         ("schema = 1\n\n[preprocess]\nmeen = [0.0]\n", 4, ("'meen'", "'mean'")),
     ],

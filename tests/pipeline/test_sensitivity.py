@@ -16,12 +16,7 @@ from edgepress.passes.prune_channels import PruneChannels
 from edgepress.pipeline import sensitivity
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.load import ModelError
-from edgepress.pipeline.sensitivity import (
-    GroupSensitivity,
-    Sensitivity,
-    measure_sensitivity,
-    spread,
-)
+from edgepress.pipeline.sensitivity import GroupSensitivity, Sensitivity, measure_sensitivity
 from tests.graphs import Array, answers, net, random, weight
 from tests.pipeline.sensitivities import ElementTimer, attention, measured, of_cuts
 
@@ -401,13 +396,3 @@ def test_a_model_that_the_reference_cannot_run_is_refused() -> None:
     model.ir_version = 999
     with pytest.raises(ModelError, match="onnxruntime"):
         measure_sensitivity(model, Samples({"x": random(4, 6)}))
-
-
-def test_samples_are_spread_evenly_over_all() -> None:
-    samples = Samples({"x": np.arange(10), "z": np.arange(20).reshape(10, 2)}, np.arange(10) + 5)
-    some = spread(samples, 4)
-    np.testing.assert_array_equal(some.inputs["x"], [0, 2, 5, 7])
-    np.testing.assert_array_equal(some.inputs["z"], samples.inputs["z"][[0, 2, 5, 7]])
-    assert some.labels is not None
-    np.testing.assert_array_equal(some.labels, [5, 7, 10, 12])
-    assert spread(samples, 10) is samples
