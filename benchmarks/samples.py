@@ -56,6 +56,11 @@ def labelled_photos(pixels: Pixels) -> tuple[Array, Array]:
 
 def movie_snippets(count: int) -> list[str]:
     """The first sentences about films, in English."""
+    return [text for _, text in scored_snippets()[:count]]
+
+
+def scored_snippets() -> list[tuple[float, str]]:
+    """All sentences about films with what people thought of their mood, from -4 to 4."""
     inner = VADER.read("vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz")
     with tarfile.open(fileobj=io.BytesIO(inner)) as archive:
         (name,) = (
@@ -63,7 +68,8 @@ def movie_snippets(count: int) -> list[str]:
         )
         file = archive.extractfile(name)
         lines = file.read().decode("latin-1").splitlines() if file else []
-    return [line.split("\t")[2] for line in lines if line.count("\t") >= 2][:count]
+    rows = (line.split("\t") for line in lines if line.count("\t") >= 2)
+    return [(float(row[1]), row[2]) for row in rows]
 
 
 def squeezenet_pixels(photo: Image.Image) -> Array:

@@ -112,3 +112,61 @@ def test_the_seed_alone_sets_the_weights() -> None:
     first, again, other = (ARCHITECTURES.mobilenetv2(IMAGES[:1], seed) for seed in (0, 0, 1))
     assert first == again
     assert first != other
+
+
+# Encoder --------------------------------------------------------------------------------------
+
+
+def encoder_answers(model: onnx.ModelProto, x: Array) -> Array:
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    answers: Any = session.run(None, {"x": x})
+    return np.asarray(answers[0])
+
+
+def test_the_encoder_has_the_parameters_that_its_layers_have() -> None:
+    width, hidden, layers, answers = 384, 1536, 4, 100
+    layer = 4 * (width * width + width) + 2 * width * hidden + hidden + width + 2 * 2 * width
+    built = weights(ARCHITECTURES.encoder())
+    trained = sum(w.size for w in built.values() if w.ndim and w.dtype == np.float32)
+    assert trained == layers * layer + 2 * width + width * answers + answers
+    for name, weight in built.items():
+        if name.endswith("_weight"):
+            inputs = hidden if "down" in name else width
+            assert 0.99 / math.sqrt(inputs) < np.abs(weight).max() <= 1 / math.sqrt(inputs), name
+
+
+def test_the_encoder_is_what_numpy_computes_without_heads() -> None:
+    """One token attends to itself alone, so attention hands its value on."""
+    model = ARCHITECTURES.encoder()
+    w = {name: array.astype(np.float64) for name, array in weights(model).items()}
+    token = np.random.default_rng(0).standard_normal(384).astype(np.float32)
+
+    def norm(x: Array) -> Array:
+        return np.asarray((x - x.mean()) / np.sqrt(x.var() + 1e-5))
+
+    x = token.astype(np.float64)
+    for layer in range(4):
+        prefix = f"layer{layer}_attention"
+        value = norm(x) @ w[f"{prefix}_value_weight"] + w[f"{prefix}_value_bias"]
+        x = x + value @ w[f"{prefix}_output_weight"] + w[f"{prefix}_output_bias"]
+        prefix = f"layer{layer}_feed_forward"
+        hidden = norm(x) @ w[f"{prefix}_up_weight"] + w[f"{prefix}_up_bias"]
+        gelu = hidden * (1 + np.vectorize(math.erf)(hidden / math.sqrt(2))) / 2
+        x = x + gelu @ w[f"{prefix}_down_weight"] + w[f"{prefix}_down_bias"]
+    wanted = w["answer_weight"] @ norm(x) + w["answer_bias"]
+    same = np.broadcast_to(token, (1, 128, 384)).astype(np.float32)
+    np.testing.assert_allclose(encoder_answers(model, same)[0], wanted, atol=1e-5)
+
+
+def test_the_encoders_batch_is_dynamic_and_tokens_matter() -> None:
+    model = ARCHITECTURES.encoder()
+    onnx.checker.check_model(model, full_check=True)
+    x = np.random.default_rng(1).standard_normal((2, 128, 384)).astype(np.float32)
+    whole = encoder_answers(model, x)
+    assert whole.shape == (2, 100)
+    np.testing.assert_allclose(encoder_answers(model, x[1:]), whole[1:], atol=1e-5)
+    x[0, 5] *= 3
+    assert np.abs(encoder_answers(model, x)[0] - whole[0]).max() > 1e-4
+    assert ARCHITECTURES.encoder(0) == model != ARCHITECTURES.encoder(1)
