@@ -27,10 +27,11 @@ ROOT = Path(__file__).resolve().parents[1]
 BOARDS = ("x86-64-v3", "x86-64-v4", "raspberry-pi-4", "raspberry-pi-5", "armv7-neon")
 SAMPLES = 4
 AT_ONCE = 25  # graphs in one program
+CALIBRATED = 'schema = 1\n\n[[pass]]\nname = "calibrate"\n\n[[pass]]\n'
 RECIPES = {
-    "int8": '[[pass]]\nname = "quantize-int8"\n',
-    "fixed point, 16 bits": '[[pass]]\nname = "quantize-fixed-point"\nbits = 16\n',
-    "fixed point, 8 bits": '[[pass]]\nname = "quantize-fixed-point"\nbits = 8\n',
+    "int8": "",  # the built-in default
+    "fixed point, 16 bits": f'{CALIBRATED}name = "quantize-fixed-point"\nbits = 16\n',
+    "fixed point, 8 bits": f'{CALIBRATED}name = "quantize-fixed-point"\nbits = 8\n',
 }
 
 
@@ -95,12 +96,14 @@ def compare_model(
 ) -> bool:
     """Build and run one model on every board; print a line for each and whether all agree."""
     model, calib, evaluation = paths
-    text = folder / "recipe.toml"
-    text.write_text(f'schema = 1\n\n[[pass]]\nname = "calibrate"\n\n{RECIPES[recipe]}', "utf-8")
+    given = "default"
+    if RECIPES[recipe]:
+        given = str(folder / "recipe.toml")
+        Path(given).write_text(RECIPES[recipe], "utf-8")
     data, wanted, equal = few_samples(evaluation, folder), None, True
     for board in boards:
         bundle, answers = folder / f"{name}_{board}", folder / "answers.npz"
-        edgepress("run", str(model), "-t", board, "-r", str(text), "--calib", str(calib),
+        edgepress("run", str(model), "-t", board, "-r", given, "--calib", str(calib),
                   "-o", str(bundle), "--overwrite")  # fmt: skip
         edgepress("infer", str(bundle), "--data", str(data), "-d", device_of(board),
                   "-o", str(answers), "--overwrite")  # fmt: skip
@@ -122,9 +125,19 @@ def compare_graphs(count: int, boards: tuple[str, ...], folder: Path) -> bool:
     from edgepress.targets.devices.base import open_device
     from edgepress.targets.export import export
     from edgepress.targets.load import load_target
-    from tests.targets.qdq import check_graphs, drawn, inputs_of, merged_graphs, qdq_nets
+    from tests.targets.qdq import (
+        FIXED_POINT,
+        WIDE,
+        check_graphs,
+        drawn,
+        inputs_of,
+        merged_graphs,
+        qdq_nets,
+    )
 
-    graphs = drawn(qdq_nets(4), count * 3 // 4) + drawn(qdq_nets(2, moves=True), count // 4)
+    share = count // 4
+    graphs = drawn(qdq_nets(4), share) + drawn(qdq_nets(2, moves=True), share)
+    graphs += drawn(qdq_nets(4, styles=WIDE), share) + drawn(qdq_nets(4, styles=FIXED_POINT), share)
     inputs, equal = inputs_of(graphs), True
     for board in boards:
         target, exact, wrong = load_target(board), 0, ""
@@ -149,7 +162,7 @@ def compare_graphs(count: int, boards: tuple[str, ...], folder: Path) -> bool:
 @click.command()
 @click.argument("folder", metavar="MODELS", type=click.Path(path_type=Path, exists=True))
 @click.option("-o", "--output", type=click.Path(path_type=Path), required=True)
-@click.option("--graphs", default=240, show_default=True, help="How many random graphs.")
+@click.option("--graphs", default=400, show_default=True, help="How many random graphs.")
 @click.option("--only", help="One model, or `graphs`.")
 @click.option("--board", "boards", multiple=True, help="One board; default: all.")
 def main(
