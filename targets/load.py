@@ -140,6 +140,10 @@ def tvm_target(target: Target) -> Any:
         options["mattr"] = list(target.features)
     if target.float_abi:
         options["mfloat-abi"] = target.float_abi
+    if target.triple.startswith("arm"):
+        # LLVM's pass that merges stores may add to a base register that later stores still use:
+        # wrong results, and writes beyond the tensor.
+        options["cl-opt"] = ["-arm-load-store-opt:bool=0"]
     return TvmTarget(options)
 
 

@@ -51,6 +51,7 @@ from tests.targets.test_float_bits import dequantise_case as bits_dequantise_cas
 from tests.targets.test_float_bits import hostile_floats
 from tests.targets.test_float_bits import quantise_case as bits_quantise_case
 from tests.targets.test_pool import average_pool_case, max_pool_case
+from tests.targets.test_transpose import case as transpose_case
 from tests.targets.tiny import need
 
 EMULATED = ["neon", "neon_dotprod", "neon_armv7", "scalar"]
@@ -122,6 +123,19 @@ def test_boards(isa: str, tmp_path: Path) -> None:
     results = emulate(merged([*graphs, kernels]), isa, tmp_path, joined)
     assert check_graphs(models, inputs, results) >= 0.9 * len(models)
     compare(cases, {f"k{i}_out": results[f"g{len(models)}_k{i}_out"] for i in range(len(cases))})
+
+
+@pytest.mark.parametrize("isa", ["scalar", "neon_armv7"])
+def test_transposes_on_32_bit_arm(isa: str, tmp_path: Path) -> None:
+    """Long runs of stores in a row, which LLVM merged into stores to wrong places."""
+    need_board(isa)
+    cases = [
+        transpose_case(1, 64, columns, dtype)
+        for columns in (5, 6, 7, 12)
+        for dtype in ("float32", "int32")
+    ]
+    program, inputs = program_of(cases)
+    compare(cases, emulate(program, isa, tmp_path, inputs))
 
 
 def wide_cases(isa: Isa, windows: list[Window]) -> list[Case]:
