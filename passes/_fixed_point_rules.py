@@ -24,6 +24,20 @@ def without_form(model: ir.Model, bits: int) -> dict[ir.Node, str]:
     return {node: why for node, why in reasons.items() if why is not None}
 
 
+def is_fixed_point(model: ir.Model) -> bool:
+    """Whether every scale of a quantized model is a power of two, and every zero point 0."""
+    for node in model.graph:
+        if node.op_type not in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        scale = constant(node.inputs[1])
+        point = constant(node.inputs[2]) if len(node.inputs) > 2 else None
+        if scale is None or not (np.frexp(scale)[0] == 0.5).all():
+            return False
+        if point is not None and point.any():
+            return False
+    return True
+
+
 def computes_in_float(node: ir.Node) -> bool:
     """Whether the node reads or writes floats of any width."""
     return any(value is not None and value.dtype in _FLOATS for value in _values(node))

@@ -164,6 +164,8 @@ def _check(node: ir.Node, *, everywhere: bool) -> str | None:
     if not all(map(_is_float, (*activations(node), *results(node)))):
         return "not float32"
     if not activations(node):
+        if any(value is not None and constant(value) is None for value in node.inputs):
+            return "what it reads as numbers is constant: it picks from a table"
         return "all of its inputs are constant; fold them first"
     if everywhere and check is _sum:  # it could be integer, but is better float
         return None

@@ -41,7 +41,11 @@ class EqualizeLayers(Pass):
     def requires(self, model: ir.Model, context: Context) -> None:  # noqa: ARG002
         """Refuse a tolerance that would never be met."""
         if not self.tolerance > 0:
-            raise PassRefused(self.name, "tolerance", f"it is {self.tolerance}; choose 0.05.")
+            raise PassRefused(
+                self.name,
+                "tolerance",
+                f"it is {self.tolerance}; choose a number above 0, such as 0.05.",
+            )
 
     def call(self, model: ir.Model, context: Context) -> Outcome:  # noqa: ARG002
         """Find factors for all channels, then multiply them into weights and biases."""

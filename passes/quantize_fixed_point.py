@@ -22,6 +22,7 @@ from edgepress.passes._fixed_point_layer import FixedPointLayer, FloatLayer
 from edgepress.passes._fixed_point_rules import (
     bounds,
     computes_in_float,
+    is_fixed_point,
     reach,
     shares_format,
     stored_limits,
@@ -109,7 +110,12 @@ class QuantizeFixedPoint(Pass):
                 f"it has opset {opset}, per-channel scales need {OLDEST_OPSET}; "
                 f"put `raise-opset` before `{self.name}`.",
             )
-        if quantizing_nodes(model):
+        if count := quantizing_nodes(model):
+            if not is_fixed_point(model):
+                why = (
+                    f"{count} nodes quantize it already, not in fixed point; give the float model."
+                )
+                raise PassRefused(self.name, "model", why)
             return
         planned = self._plan(model)
         if self.floats == "refuse":

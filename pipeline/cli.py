@@ -9,7 +9,6 @@ import errno
 import importlib.metadata
 import json
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -17,6 +16,8 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import click
+
+from edgepress.pipeline import interruption
 
 BUG, USAGE, REFUSED, COMPILE, DEVICE, GATE, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 # By name, since importing the classes would import everything
@@ -329,13 +330,16 @@ def doctor(as_json: bool) -> int:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line and exit with one of the documented codes."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that partial results are removed
+    interruption.install()
     try:
         code = cli.main(arguments, prog_name="edgepress", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
         print("edgepress: interrupted; nothing was changed.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
+        if interruption.received():  # what a library made of it
+            print("edgepress: interrupted; nothing was changed.", file=sys.stderr)
+            sys.exit(INTERRUPTED)
         sys.exit(_fail(error, arguments))
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from edgepress.pipeline import interruption
+
 QUIET_SECONDS = 2.0
 
 
@@ -22,7 +24,8 @@ class Clock:
 class Progress:
     """Shows which step runs. Nothing is ever written to stdout.
 
-    Without `shown`, nothing is written at all.
+    Without `shown`, nothing is written at all. A Ctrl-C that was swallowed somewhere is raised
+    again before, in and after every step.
     """
 
     def __init__(self, shown: bool = True) -> None:
@@ -32,6 +35,7 @@ class Progress:
     @contextmanager
     def step(self, name: str) -> Iterator[Clock]:
         """Show a step until the block ends, then its time."""
+        interruption.check()
         clock, started = Clock(), time.perf_counter()
         with self._lock:
             self._what, self._done, self._total = name, 0, 0
@@ -47,11 +51,13 @@ class Progress:
             stop.set()
             if thread is not None:
                 thread.join()
+        interruption.check()
         if self._shown and thread is None:
             print(f"{name}: {clock.seconds:.1f} s", file=sys.stderr, flush=True)
 
     def update(self, what: str, done: int, total: int) -> None:
         """Say how far the running step is; passes call it through their context."""
+        interruption.check()
         with self._lock:
             self._what, self._done, self._total = what, done, total
 

@@ -14,7 +14,7 @@ from edgepress.passes.base import Context, PassRefused
 from edgepress.passes.quantize_fixed_point import QuantizeFixedPoint
 from tests.graphs import net, random
 from tests.passes.fixed_point_nets import conv_relu, fixed
-from tests.passes.int8_nets import made
+from tests.passes.int8_nets import made, quantized
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,9 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
     model.graph.initializers["w"].const_value = ir.tensor(bad, name="w")
     with pytest.raises(PassRefused, match=r"node 'Gemm_0': .* not finite.*check its weights"):
         QuantizeFixedPoint().call(model, Context())
+
+
+def test_a_model_quantized_otherwise_is_refused() -> None:
+    model = quantized(conv_relu()).model
+    with pytest.raises(PassRefused, match="nodes quantize it already, not in fixed point"):
+        QuantizeFixedPoint().requires(model, Context())

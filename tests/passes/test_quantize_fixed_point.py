@@ -256,8 +256,9 @@ def test_without_samples_formats_hold_the_ranges() -> None:
     assert outcome.stats["saturated_activations"] == 0
 
 
-def test_a_quantized_model_is_left_alone_and_it_says_so() -> None:
+def test_a_model_in_fixed_point_is_left_alone_and_it_says_so() -> None:
     outcome = fixed(conv_relu())
+    QuantizeFixedPoint().requires(outcome.model, Context())
     again = QuantizeFixedPoint().call(outcome.model, Context())
     assert not again.modified
     assert "quantized already" in again.notes[0]
