@@ -15,6 +15,7 @@ from edgepress.passes._taps import grouped, input_shapes, open_taps
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
 SMOOTH = 0.02  # factors this close to each other change nothing worth a node
+NOTHING = "there is no product of a float activation with a constant matrix to smooth"
 LEAST = 2.0**-12  # of the largest channel's part in the outputs; what adds less is left alone
 
 
@@ -82,6 +83,7 @@ class SmoothActivations(Pass):
             modified=bool(folded + written),
             stats={"folded": folded, "multiplications_written": written},
             skipped=skipped,
+            notes=[] if groups or skipped else [NOTHING],
         )
 
     def _groups(

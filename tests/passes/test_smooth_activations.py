@@ -171,6 +171,12 @@ def test_smooth_channels_are_left_alone() -> None:
     assert outcome.skipped == [("MatMul_0", "its channels are smooth already")]
 
 
+def test_a_model_without_products_says_so() -> None:
+    outcome = smoothed(net("(float[2,6] x) => (float[2,6] y)", "y = Relu(x)"))
+    assert not outcome.modified
+    assert "no product" in outcome.notes[0]
+
+
 def test_skipped_layers_keep_their_weights() -> None:
     model = norm_net()
     outcome = smoothed(model, SmoothActivations(skip=("MatMul_1",)))
