@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import onnx_ir as ir
 
 from edgepress.passes.base import PassRefused
 
@@ -46,3 +48,29 @@ def demand_match(
         why = f"it matches no {what}'s whole name.{like} {hint}"
         raise PassRefused(pass_name, f"{option} {pattern!r}", why)
     return matched
+
+
+def chosen_nodes(
+    pass_name: str,
+    option: str,
+    patterns: Iterable[str],
+    nodes: Sequence[ir.Node],
+    what: str = "node",
+) -> dict[ir.Node, str]:
+    """Return the nodes that an option names, each with the pattern that does.
+
+    Args:
+        pass_name: for refusals.
+        option: the pass's option that holds the patterns.
+        patterns: regular expressions, each of which must match a node's whole name.
+        nodes: all that they may match.
+        what: what these nodes are, for refusals.
+    """
+    patterns = list(patterns)
+    demand_regular_expressions(pass_name, option, patterns)
+    names = [node.name or "" for node in nodes]
+    found: dict[ir.Node, str] = {}
+    for pattern in patterns:
+        matched = set(demand_match(pass_name, option, pattern, names, what=what))
+        found |= {node: pattern for node in nodes if (node.name or "") in matched}
+    return found

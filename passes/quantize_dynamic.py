@@ -13,7 +13,8 @@ from edgepress.calibration.base import Array
 from edgepress.passes._compensated_rounding import compensated_steps
 from edgepress.passes._constants import constant, drop_unread, replace_output
 from edgepress.passes._moments import input_moments, is_layer
-from edgepress.passes._patterns import demand_match, demand_regular_expressions
+from edgepress.passes._patterns import chosen_nodes
+from edgepress.passes._qdq_graph import weight_bytes
 from edgepress.passes._row_quantization import (
     LARGEST_WEIGHT,
     MOST_INPUTS,
@@ -79,7 +80,7 @@ class QuantizeDynamic(Pass):
         candidates = list(_candidates(model))
         if not candidates:
             return Outcome(model=model, modified=False, notes=[NOTHING])
-        before, user_skips = _weight_bytes(model), self._skipped(model)
+        before, user_skips = weight_bytes(model), self._skipped(model)
         reasons = {node: user_skips.get(node) or self._why_not(node) for node in candidates}
         products = [n for n, why in reasons.items() if not why and n.op_type != "Gather"]
         rounded = self._compensated(model, products, context)
@@ -107,7 +108,7 @@ class QuantizeDynamic(Pass):
                 "activations_quantized": len(writer.rows_of),
                 "tables_quantized": counts["Gather"],
                 "weight_bytes_before": before,
-                "weight_bytes_after": _weight_bytes(model),
+                "weight_bytes_after": weight_bytes(model),
             },
             skipped=skipped,
             notes=self._notes(bool(products), any(counts.values()), context),
@@ -149,14 +150,8 @@ class QuantizeDynamic(Pass):
 
     def _skipped(self, model: ir.Model) -> dict[ir.Node, str]:
         """Return the nodes that the user wants left float. Refuses a pattern without a match."""
-        found: dict[ir.Node, str] = {}
-        demand_regular_expressions(self.name, "skip", self.skip)
-        names = [node.name or "" for node in model.graph]
-        for pattern in self.skip:
-            matched = set(demand_match(self.name, "skip", pattern, names, what="node"))
-            nodes = [node for node in model.graph if (node.name or "") in matched]
-            found |= dict.fromkeys(nodes, f"skipped by {pattern!r}")
-        return found
+        found = chosen_nodes(self.name, "skip", self.skip, list(model.graph))
+        return {node: f"skipped by {pattern!r}" for node, pattern in found.items()}
 
     def _why_not(self, node: ir.Node) -> str | None:
         """Say why a node stays float, or None where it does not."""
@@ -290,9 +285,3 @@ def _replace(node: ir.Node, new: ir.Value) -> None:
     new.shape, new.type = old.shape, old.type
     replace_output(graph, old, new)
     graph.remove(node, safe=True)
-
-
-def _weight_bytes(model: ir.Model) -> int:
-    """Bytes of all initializers."""
-    tensors = (value.const_value for value in model.graph.initializers.values())
-    return sum(tensor.nbytes for tensor in tensors if tensor is not None)

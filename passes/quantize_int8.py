@@ -17,7 +17,7 @@ from edgepress.passes._bias_correction import channel_means
 from edgepress.passes._flat_ends import without_flat_ends
 from edgepress.passes._int8_rules import Plan, activations, constant, is_carrier, plan, results
 from edgepress.passes._opset import raised_for_int16
-from edgepress.passes._patterns import demand_match, demand_regular_expressions
+from edgepress.passes._patterns import chosen_nodes
 from edgepress.passes._qdq import Parameters, QdqWriter, scalar
 from edgepress.passes._qdq_graph import (
     input_name,
@@ -181,14 +181,8 @@ class QuantizeInt8(Pass):
         self, model: ir.Model, option: str, patterns: tuple[str, ...]
     ) -> dict[ir.Node, str]:
         """Return the nodes that an option names, and why. Refuses a pattern without a match."""
-        found: dict[ir.Node, str] = {}
-        demand_regular_expressions(self.name, option, patterns)
-        names = [node.name or "" for node in model.graph]
-        for pattern in patterns:
-            matched = set(demand_match(self.name, option, pattern, names, what="node"))
-            nodes = [node for node in model.graph if (node.name or "") in matched]
-            found |= dict.fromkeys(nodes, f"skipped by {pattern!r}")
-        return found
+        found = chosen_nodes(self.name, option, patterns, list(model.graph))
+        return {node: f"skipped by {pattern!r}" for node, pattern in found.items()}
 
     def _range(self, value: ir.Value) -> Range:
         """Return the calibrated range of a value, or refuse."""

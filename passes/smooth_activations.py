@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from edgepress.calibration.base import Array, Samples
 from edgepress.passes._constants import constant, new_initializer, set_input
-from edgepress.passes._patterns import demand_match, demand_regular_expressions
+from edgepress.passes._patterns import chosen_nodes
 from edgepress.passes._taps import grouped, input_shapes, open_taps
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
@@ -54,10 +54,7 @@ class SmoothActivations(Pass):
         if context.samples is None or not len(context.samples):
             why = "there are none; channels are measured on them, so give some with --calib."
             raise PassRefused(self.name, "samples", why)
-        demand_regular_expressions(self.name, "skip", self.skip)
-        names = [node.name or "" for node in _layers(model)]
-        for pattern in self.skip:
-            demand_match(self.name, "skip", pattern, names)
+        self._unwanted(model)
 
     def call(self, model: ir.Model, context: Context) -> Outcome:
         """Measure all activations, then smooth one after another."""
@@ -92,22 +89,21 @@ class SmoothActivations(Pass):
         """Return the layers to smooth by what they read, in order, and those left alone."""
         groups: dict[ir.Value, list[ir.Node]] = {}
         skipped = []
-        names = [node.name or "" for node in _layers(model)]
-        unwanted = {
-            name: pattern
-            for pattern in self.skip
-            for name in demand_match(self.name, "skip", pattern, names)
-        }
+        unwanted = self._unwanted(model)
         for node in _layers(model):
             value, weight = node.inputs[0], constant(node.inputs[1])
             name = node.name or ""
-            if name in unwanted:
-                skipped.append((name, f"skipped by {unwanted[name]!r}"))
+            if node in unwanted:
+                skipped.append((name, f"skipped by {unwanted[node]!r}"))
             elif weight is None or not np.isfinite(weight).all():
                 skipped.append((name, "its weight holds NaN or infinity"))
             elif value is not None:
                 groups.setdefault(value, []).append(node)
         return groups, skipped
+
+    def _unwanted(self, model: ir.Model) -> dict[ir.Node, str]:
+        """Return the layers to leave alone, each with its pattern. Refuses one without a match."""
+        return chosen_nodes(self.name, "skip", self.skip, _layers(model), what="layer")
 
     def _factors(self, peaks: Array, layers: Sequence[ir.Node]) -> Array | None:
         """Return what each channel is divided by, float32; None where they are all alike."""
