@@ -7,8 +7,37 @@ from collections.abc import Sequence
 import numpy as np
 import onnx_ir as ir
 
+from edgepress.calibration.base import Range
 from edgepress.passes._qdq import QdqWriter
 from edgepress.passes._quantized_layer import QuantizedLayer
+from edgepress.passes.base import PassRefused
+
+OLDEST_OPSET = 13  # the first with one scale per channel
+
+
+def demand_opset(pass_name: str, model: ir.Model) -> None:
+    """Refuse an opset whose QuantizeLinear has no scale per channel."""
+    opset = model.graph.opset_imports.get("", 0)
+    if opset < OLDEST_OPSET:
+        raise PassRefused(
+            pass_name,
+            "model",
+            f"it has opset {opset}, per-channel scales need {OLDEST_OPSET}; "
+            f"put `raise-opset` before `{pass_name}`.",
+        )
+
+
+def calibrated_range(pass_name: str, value: ir.Value) -> Range:
+    """Return the range that `calibrate` noted for a value, or refuse."""
+    found = value.meta.get("range")
+    if not isinstance(found, Range):
+        raise PassRefused(
+            pass_name,
+            f"value {value.name!r}",
+            f"no calibrated range for value {value.name!r}; "
+            f"put `calibrate` right before `{pass_name}`: passes between may drop ranges.",
+        )
+    return found
 
 
 def input_name(node: ir.Node, index: int) -> str:

@@ -33,6 +33,8 @@ from edgepress.passes._int8_rules import Plan, activations, constant, is_carrier
 from edgepress.passes._opset import raised_for_int16
 from edgepress.passes._qdq import Parameters, QdqWriter, scalar
 from edgepress.passes._qdq_graph import (
+    calibrated_range,
+    demand_opset,
     input_name,
     islands,
     quantizing_nodes,
@@ -42,7 +44,6 @@ from edgepress.passes._qdq_graph import (
 from edgepress.passes._scales import sources
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
-OLDEST_OPSET = 13  # the first with one scale per channel
 LAYERS = ("Conv", "Gemm", "MatMul")
 LISTED = 8  # layers and tensors that notes list
 #: What a 16-bit format holds beyond the calibrated range. One unseen value that saturates costs
@@ -102,14 +103,7 @@ class QuantizeFixedPoint(Pass):
                 raise PassRefused(
                     self.name, option, f"it is {value!r}; choose {choices[0]!r} or {choices[1]!r}."
                 )
-        opset = model.graph.opset_imports.get("", 0)
-        if opset < OLDEST_OPSET:
-            raise PassRefused(
-                self.name,
-                "model",
-                f"it has opset {opset}, per-channel scales need {OLDEST_OPSET}; "
-                f"put `raise-opset` before `{self.name}`.",
-            )
+        demand_opset(self.name, model)
         if count := quantizing_nodes(model):
             if not is_fixed_point(model):
                 why = (
@@ -121,7 +115,7 @@ class QuantizeFixedPoint(Pass):
         if self.floats == "refuse":
             self._demand_integers(model, planned)
         for root in dict.fromkeys(sources(planned).values()):
-            self._range(root)
+            calibrated_range(self.name, root)
 
     def call(self, model: ir.Model, context: Context) -> Outcome:
         """Choose formats, then write pairs and quantized constants."""
@@ -175,21 +169,9 @@ class QuantizeFixedPoint(Pass):
                 'floats = "allow".',
             )
 
-    def _range(self, value: ir.Value) -> Range:
-        """Return the calibrated range of a value, or refuse."""
-        found = value.meta.get("range")
-        if not isinstance(found, Range):
-            raise PassRefused(
-                self.name,
-                f"value {value.name!r}",
-                f"no calibrated range for value {value.name!r}; "
-                f"put `calibrate` right before `{self.name}`: passes between may drop ranges.",
-            )
-        return found
-
     def fitting(self, value: ir.Value, roots: Mapping[ir.Value, ir.Value]) -> Format:
         """Return the finest format that holds the calibrated range of a value, and some room."""
-        found = self._range(value)
+        found = calibrated_range(self.name, value)
         if self.bits == 16:
             low, high = bounds(value, roots)
             found = Range(max(found.low * ROOM, low), min(found.high * ROOM, high))

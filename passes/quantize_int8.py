@@ -20,6 +20,8 @@ from edgepress.passes._opset import raised_for_int16
 from edgepress.passes._patterns import chosen_nodes
 from edgepress.passes._qdq import Parameters, QdqWriter, scalar
 from edgepress.passes._qdq_graph import (
+    calibrated_range,
+    demand_opset,
     input_name,
     islands,
     quantizing_nodes,
@@ -30,7 +32,6 @@ from edgepress.passes._quantized_layer import QuantizedLayer, quantize_layer
 from edgepress.passes._scales import sources, touched
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
-OLDEST_OPSET = 13  # the first with one scale per channel
 LAYERS = ("Conv", "Gemm", "MatMul")
 CHOICES = {
     "activation": ("uint8", "int8"),
@@ -96,20 +97,13 @@ class QuantizeInt8(Pass):
             if (chosen := getattr(self, option)) not in (one, other):
                 why = f"it is {chosen!r}; choose {one!r} or {other!r}."
                 raise PassRefused(self.name, option, why)
-        opset = model.graph.opset_imports.get("", 0)
-        if opset < OLDEST_OPSET:
-            raise PassRefused(
-                self.name,
-                "model",
-                f"it has opset {opset}, per-channel scales need {OLDEST_OPSET}; "
-                "put `raise-opset` before `quantize-int8`.",
-            )
+        demand_opset(self.name, model)
         if not quantizing_nodes(model):
             planned = plan(model, self._matched(model, "skip", self.skip))
             self._matched(model, "int16", self.int16)
             if self.method == "calibrated":
                 for root in dict.fromkeys(sources(planned).values()):
-                    self._range(root)
+                    calibrated_range(self.name, root)
             self._demand_samples(context)
 
     def call(self, model: ir.Model, context: Context) -> Outcome:
@@ -184,18 +178,6 @@ class QuantizeInt8(Pass):
         found = chosen_nodes(self.name, option, patterns, list(model.graph))
         return {node: f"skipped by {pattern!r}" for node, pattern in found.items()}
 
-    def _range(self, value: ir.Value) -> Range:
-        """Return the calibrated range of a value, or refuse."""
-        found = value.meta.get("range")
-        if not isinstance(found, Range):
-            raise PassRefused(
-                self.name,
-                f"value {value.name!r}",
-                f"no calibrated range for value {value.name!r}; "
-                "put `calibrate` right before `quantize-int8`: passes between may drop ranges.",
-            )
-        return found
-
     def _demand_samples(self, context: Context) -> None:
         """Refuse an option that looks at samples where there are none."""
         for option in ("method", "rounding"):
@@ -209,7 +191,7 @@ class QuantizeInt8(Pass):
     ) -> dict[ir.Value, Range]:
         """Return the range of every value that decides a scale."""
         if self.method == "calibrated":
-            return {value: self._range(value) for value in values}
+            return {value: calibrated_range(self.name, value) for value in values}
         assert context.samples is not None, "`requires` looked"
         return best_ranges(
             self.name, model, values, context.samples, context, symmetric=self.symmetric

@@ -32,15 +32,6 @@ def serialized(model: ir.Model) -> bytes:
     return content
 
 
-def conv_relu() -> ir.Model:
-    return made(
-        "(float[1,3,6,6] x) => (float[1,4,4,4] y)",
-        "c = Conv(x, w, b) y = Relu(c)",
-        w=random(4, 3, 3, 3),
-        b=random(4),
-    )
-
-
 def residual() -> ir.Model:
     return made(
         "(float[1,4,4,4] x) => (float[1,4] y)",

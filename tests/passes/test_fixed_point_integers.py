@@ -18,8 +18,8 @@ from edgepress.passes.fold_batch_norm import FoldBatchNorm
 from edgepress.targets.reference import Reference
 from tests.graphs import answers, conv_nets, nodes, random, weight
 from tests.passes.fixed_point_interpreter import interpret
-from tests.passes.fixed_point_nets import concat, conv_relu, fixed, mixed, parameters, residual
-from tests.passes.int8_nets import made, samples_of, sqnr_db
+from tests.passes.fixed_point_nets import concat, fixed, mixed, parameters, residual
+from tests.passes.int8_nets import conv_relu, made, samples_of, sqnr_db
 
 
 @pytest.mark.parametrize("build", [conv_relu, residual, concat, mixed])

@@ -13,8 +13,8 @@ from edgepress.passes._shapes import refresh_shapes
 from edgepress.passes.base import Context, PassRefused
 from edgepress.passes.quantize_fixed_point import QuantizeFixedPoint
 from tests.graphs import net, random
-from tests.passes.fixed_point_nets import conv_relu, fixed
-from tests.passes.int8_nets import made, quantized
+from tests.passes.fixed_point_nets import fixed
+from tests.passes.int8_nets import conv_relu, made, quantized
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,12 @@ from tests.graphs import answers, nodes, random, weight
 from tests.passes.fixed_point_nets import (
     SQNR_BUDGET_DB,
     concat,
-    conv_relu,
     fixed,
     parameters,
     residual,
     serialized,
 )
-from tests.passes.int8_nets import made, samples_of, small_cnn, sqnr_db
+from tests.passes.int8_nets import conv_relu, made, samples_of, small_cnn, sqnr_db
 
 
 def short(model: ir.Model) -> str:
