@@ -10,8 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepress.targets.lowering.assembly import Assembly
+from edgepress.targets.lowering.conv_kernels import call_conv
 from edgepress.targets.lowering.dialect import array_of, dtype_of, shape_of
 from edgepress.targets.lowering.dynamic_kernels import dynamic_gemm
+from edgepress.targets.lowering.gemm_kernels import call_gemm
 from edgepress.targets.lowering.node_attributes import (
     factor_of,
     float_of,
@@ -19,13 +21,8 @@ from edgepress.targets.lowering.node_attributes import (
     operand_of,
     requantise_of,
 )
+from edgepress.targets.lowering.pool_kernels import call_average_pool, call_max_pool
 from edgepress.targets.lowering.quantization import LIMITS, exponent
-from edgepress.targets.lowering.window_kernels import (
-    call_average_pool,
-    call_conv,
-    call_gemm,
-    call_max_pool,
-)
 from edgepress.targets.schedules import elementwise, float_bits
 from edgepress.targets.schedules.concat import concat
 from edgepress.targets.schedules.elementwise import Operand
