@@ -21,6 +21,7 @@ static bool threads_chosen;
 static struct weights weights;
 static const void **weight_data;
 static uint8_t *arena;
+static uint8_t *prepared; /* weights in the form that kernels want, made when the model is opened */
 
 void (*profile_after_call)(int call);
 
@@ -31,8 +32,10 @@ static void close_all(void)
     weights_close(&weights);
     free(weight_data);
     free(arena);
+    free(prepared);
     weight_data = NULL;
     arena = NULL;
+    prepared = NULL;
     is_open = false;
 }
 
@@ -70,15 +73,45 @@ static int open_weights(const char *path)
     return 0;
 }
 
-static int open_arena(void)
+/* `bytes` is a multiple of the alignment. 0, or -1 with error_text() set. */
+static int allocate(uint8_t **memory, uint64_t bytes, const char *what)
 {
-    uint64_t bytes = description.arena_bytes;
     if (bytes > 0 && bytes <= SIZE_MAX)
-        arena = aligned_alloc(MODEL_ALIGNMENT, (size_t)bytes);
-    if (bytes > 0 && arena == NULL) {
-        error_set("no memory for %llu bytes of activations", (unsigned long long)bytes);
+        *memory = aligned_alloc(MODEL_ALIGNMENT, (size_t)bytes);
+    if (bytes > 0 && *memory == NULL) {
+        error_set("no memory for %llu bytes of %s", (unsigned long long)bytes, what);
         return -1;
     }
+    return 0;
+}
+
+/* Say which step failed, and why. */
+static void blame(const char *what, int32_t code)
+{
+    char why[ERROR_TEXT_BYTES];
+    snprintf(why, sizeof why, "%s", error_text());
+    error_set("%s failed with code %d: %s", what, (int)code,
+              why[0] != '\0' ? why : "the kernel gave no reason");
+}
+
+/* Run the kernels that bring weights into the form that others want; give back what only they
+ * read. */
+static int prepare_weights(void)
+{
+    if (allocate(&prepared, description.prepared_bytes, "prepared weights") != 0)
+        return -1;
+    workspace_begin_run();
+    error_set("%s", "");
+    for (int call = 0; call < description.preparation_count; call++) {
+        int32_t code = driver_prepare(call, prepared, weight_data);
+        if (code != 0) {
+            blame("preparing the weights", code);
+            return -1;
+        }
+    }
+    for (int i = 0; i < description.weight_count && description.preparation_count > 0; i++)
+        if (!description.weights_kept[i])
+            weights_release(&weights.tensors[i]);
     return 0;
 }
 
@@ -94,8 +127,9 @@ static int open_locked(const char *path)
         int available = threads_available();
         threads_set(available < description.threads ? available : description.threads);
     }
-    if (open_weights(path) != 0 || open_arena() != 0 ||
-        workspace_open(description.workspace_bytes, threads_count()) != 0) {
+    if (open_weights(path) != 0 || allocate(&arena, description.arena_bytes, "activations") != 0 ||
+        workspace_open(description.workspace_bytes, threads_count()) != 0 ||
+        prepare_weights() != 0) {
         close_all();
         return MODEL_UNUSABLE;
     }
@@ -131,12 +165,9 @@ static int run_locked(const void *const *inputs, void *const *outputs)
     workspace_begin_run();
     error_set("%s", "");
     for (int call = 0; call < description.call_count; call++) {
-        int32_t code = driver_call(call, arena, weight_data, inputs, outputs);
+        int32_t code = driver_call(call, arena, prepared, weight_data, inputs, outputs);
         if (code != 0) {
-            char why[ERROR_TEXT_BYTES];
-            snprintf(why, sizeof why, "%s", error_text());
-            error_set("%s failed with code %d: %s", description.nodes[call], (int)code,
-                      why[0] != '\0' ? why : "the kernel gave no reason");
+            blame(description.nodes[call], code);
             return MODEL_FAILED;
         }
         if (profile_after_call != NULL)
