@@ -39,6 +39,7 @@ LINK_FLAGS = (
 )
 LIBRARY_SOURCES = (
     "beside.c",
+    "cores.c",
     "cpu.c",
     "crc32.c",
     "driver.c",

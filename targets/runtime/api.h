@@ -43,6 +43,12 @@ int model_run(const void *const *inputs, void *const *outputs);
  * memory for them is lacking, the model is closed. */
 int model_set_threads(int threads);
 
+/* Run on these cores only, one thread each: "big" or "little" (the fastest or the slowest kind of
+ * this CPU), or numbers such as "0,2-3". The calling thread, which should be the one that calls
+ * model_run, moves to the first of them. Uses as many threads as cores, unless model_set_threads
+ * said how many. */
+int model_set_cores(const char *cores);
+
 /* Give everything back. The model can be opened again. */
 void model_close(void);
 

@@ -8,6 +8,7 @@
 struct options {
     const char *weights; /* NULL: beside the executable */
     int threads;         /* 0: as many as the target has cores */
+    const char *cores;   /* NULL: where the system puts them */
     double seconds;      /* measure at least so long */
     long runs;           /* and at least so often */
     double warmup_seconds; /* warm up at most so long; 0: not at all */

@@ -24,6 +24,7 @@ static const char USAGE[] =
     "options:\n"
     "  --weights PATH      weights file, weights.epw beside the executable by default\n"
     "  --threads N         threads, by default as many as the target has cores\n"
+    "  --cores LIST        run on these cores, one thread each: big, little, or 0,2-3\n"
     "  --runs N            measure at least N runs (100)\n"
     "  --seconds S         measure at least S seconds (1)\n"
     "  --warmup S          warm up until times are steady, S seconds at most (3)\n"
@@ -46,6 +47,8 @@ int open_model(const struct options *options)
     int code = MODEL_OK;
     if (options->threads > 0)
         code = model_set_threads(options->threads);
+    if (code == MODEL_OK && options->cores != NULL)
+        code = model_set_cores(options->cores);
     if (code == MODEL_OK)
         code = model_open(options->weights);
     if (code != MODEL_OK)
@@ -89,6 +92,7 @@ static int parse(int count, char **arguments, struct options *options, int *comm
         {"help", no_argument, NULL, 'h'},
         {"weights", required_argument, NULL, 'W'},
         {"threads", required_argument, NULL, 'T'},
+        {"cores", required_argument, NULL, 'C'},
         {"runs", required_argument, NULL, 'R'},
         {"seconds", required_argument, NULL, 'S'},
         {"warmup", required_argument, NULL, 'U'},
@@ -102,6 +106,7 @@ static int parse(int count, char **arguments, struct options *options, int *comm
         switch (letter) {
         case 'W': options->weights = optarg; break;
         case 'T': failed = parse_count("threads", optarg, MODEL_MAX_THREADS, &threads); break;
+        case 'C': options->cores = optarg; break;
         case 'R': failed = parse_count("runs", optarg, LONG_MAX, &options->runs); break;
         case 'S': failed = parse_number("seconds", optarg, 0, 1e6, &options->seconds); break;
         case 'U': failed = parse_number("warmup", optarg, 0, 1e6, &options->warmup_seconds); break;
@@ -120,7 +125,7 @@ static int parse(int count, char **arguments, struct options *options, int *comm
 
 int main(int count, char **arguments)
 {
-    struct options options = {NULL, 0, 1, 100, 3};
+    struct options options = {NULL, 0, NULL, 1, 100, 3};
     int command;
     if (parse(count, arguments, &options, &command) != 0)
         return MODEL_UNUSABLE;

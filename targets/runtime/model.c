@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include "beside.h"
+#include "cores.h"
 #include "cpu.h"
 #include "description.h"
 #include "error.h"
@@ -164,16 +165,17 @@ static int run_locked(const void *const *inputs, void *const *outputs)
         return MODEL_UNUSABLE;
     workspace_begin_run();
     error_set("%s", "");
-    for (int call = 0; call < description.call_count; call++) {
-        int32_t code = driver_call(call, arena, prepared, weight_data, inputs, outputs);
-        if (code != 0) {
+    threads_begin_run();
+    int32_t code = 0;
+    for (int call = 0; call < description.call_count && code == 0; call++) {
+        code = driver_call(call, arena, prepared, weight_data, inputs, outputs);
+        if (code != 0)
             blame(description.nodes[call], code);
-            return MODEL_FAILED;
-        }
-        if (profile_after_call != NULL)
+        else if (profile_after_call != NULL)
             profile_after_call(call);
     }
-    return MODEL_OK;
+    threads_end_run();
+    return code == 0 ? MODEL_OK : MODEL_FAILED;
 }
 
 int model_open(const char *weights_path)
@@ -192,6 +194,16 @@ int model_run(const void *const *inputs, void *const *outputs)
     return code;
 }
 
+static int set_threads_locked(int threads)
+{
+    threads_set(threads);
+    threads_chosen = true;
+    if (!is_open || workspace_open(description.workspace_bytes, threads) == 0)
+        return MODEL_OK;
+    close_all();
+    return MODEL_UNUSABLE;
+}
+
 int model_set_threads(int threads)
 {
     if (threads < 1 || threads > MODEL_MAX_THREADS) {
@@ -199,13 +211,19 @@ int model_set_threads(int threads)
         return MODEL_UNUSABLE;
     }
     pthread_mutex_lock(&turn);
-    int code = MODEL_OK;
-    threads_set(threads);
-    threads_chosen = true;
-    if (is_open && workspace_open(description.workspace_bytes, threads) != 0) {
-        close_all();
-        code = MODEL_UNUSABLE;
-    }
+    int code = set_threads_locked(threads);
+    pthread_mutex_unlock(&turn);
+    return code;
+}
+
+int model_set_cores(const char *cores)
+{
+    static int chosen[MODEL_MAX_THREADS];
+    pthread_mutex_lock(&turn);
+    int count = cores_choose(cores, chosen, MODEL_MAX_THREADS);
+    int code = count > 0 && threads_pin(chosen, count) == 0 ? MODEL_OK : MODEL_UNUSABLE;
+    if (code == MODEL_OK && !threads_chosen)
+        code = set_threads_locked(count);
     pthread_mutex_unlock(&turn);
     return code;
 }

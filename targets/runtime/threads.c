@@ -10,6 +10,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "cores.h"
 #include "error.h"
 #include "model.h"
 
@@ -23,9 +24,10 @@ typedef int (*parallel_lambda)(int task_id, struct parallel_group *group, void *
 /* Kernels reach the pool through this pointer, which is weak in their object file. */
 extern int (*__TVMBackendParallelLaunch)(parallel_lambda lambda, void *data, int num_task);
 
-/* Some tens of microseconds: kernels of one inference follow each other faster than a sleeping
- * thread wakes up. At rest every thread sleeps. */
-enum { SPINS = 2000 };
+/* How often a thread looks before it falls asleep: for work between inferences, some tens of
+ * microseconds; for work during one, some milliseconds, since waking up takes longer than most
+ * kernels; for the end of the others' parts. At rest every thread sleeps. */
+enum { SPINS_AT_REST = 1000, SPINS_IN_A_RUN = 100000, SPINS_FOR_OTHERS = 10000 };
 
 static struct {
     pthread_mutex_t lock;
@@ -36,7 +38,10 @@ static struct {
     int started;         /* threads that run, the calling one not included */
     atomic_uint job;     /* changes when there is a new job, or none will come any more */
     atomic_int unfinished;
+    atomic_bool running; /* an inference is going on */
     bool stopping;
+    int pinned_count; /* 0: threads run where the system puts them */
+    int cores[MODEL_MAX_THREADS];
     parallel_lambda lambda;
     void *data;
     struct parallel_group group;
@@ -82,15 +87,24 @@ static void do_part(void)
 /* Wait until the job's number is no longer `seen`: first awake, then asleep. */
 static void wait_for_job(unsigned seen)
 {
-    for (int i = 0; i < SPINS; i++) {
-        if (atomic_load_explicit(&pool.job, memory_order_acquire) != seen)
+    for (bool tired = false;;) {
+        for (int i = 0; i < (tired ? 0 : SPINS_IN_A_RUN); i++) {
+            if (atomic_load_explicit(&pool.job, memory_order_acquire) != seen)
+                return;
+            if (i >= SPINS_AT_REST && !atomic_load_explicit(&pool.running, memory_order_relaxed))
+                break;
+            relax();
+        }
+        tired = atomic_load_explicit(&pool.running, memory_order_relaxed);
+        pthread_mutex_lock(&pool.lock);
+        while (atomic_load_explicit(&pool.job, memory_order_acquire) == seen &&
+               (tired || !atomic_load_explicit(&pool.running, memory_order_relaxed)))
+            pthread_cond_wait(&pool.wake, &pool.lock);
+        bool found = atomic_load_explicit(&pool.job, memory_order_acquire) != seen;
+        pthread_mutex_unlock(&pool.lock);
+        if (found)
             return;
-        relax();
     }
-    pthread_mutex_lock(&pool.lock);
-    while (atomic_load_explicit(&pool.job, memory_order_acquire) == seen)
-        pthread_cond_wait(&pool.wake, &pool.lock);
-    pthread_mutex_unlock(&pool.lock);
 }
 
 static void announce_job(void)
@@ -103,7 +117,7 @@ static void announce_job(void)
 
 static void wait_until_finished(void)
 {
-    for (int i = 0; i < SPINS; i++) {
+    for (int i = 0; i < SPINS_FOR_OTHERS; i++) {
         if (atomic_load_explicit(&pool.unfinished, memory_order_acquire) == 0)
             return;
         relax();
@@ -117,6 +131,8 @@ static void wait_until_finished(void)
 static void *work(void *index)
 {
     own_index = (int)(intptr_t)index;
+    if (pool.pinned_count > 0)
+        (void)cores_pin(pool.cores[own_index % pool.pinned_count]); /* worked for thread 0 */
     for (unsigned seen = 0;; seen++) {
         wait_for_job(seen);
         if (pool.stopping)
@@ -180,6 +196,33 @@ void threads_set(int count)
 {
     threads_stop();
     pool.count = count;
+}
+
+int threads_pin(const int *cores, int count)
+{
+    if (cores_pin(cores[0]) != 0)
+        return -1;
+    threads_stop();
+    memcpy(pool.cores, cores, (size_t)count * sizeof *cores);
+    pool.pinned_count = count;
+    return 0;
+}
+
+void threads_begin_run(void)
+{
+    if (pool.count == 1)
+        return;
+    atomic_store(&pool.running, true);
+    if (pool.started == 0)
+        return;
+    pthread_mutex_lock(&pool.lock);
+    pthread_cond_broadcast(&pool.wake);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+void threads_end_run(void)
+{
+    atomic_store(&pool.running, false);
 }
 
 int threads_count(void)

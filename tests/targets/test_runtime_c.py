@@ -1,5 +1,6 @@
 """The C of targets/runtime by itself: warnings, sanitizers, and the same verdicts as the Python."""
 
+import os
 import struct
 import subprocess
 import zlib
@@ -183,10 +184,12 @@ def test_what_is_no_file(sources: Path, tmp_path: Path) -> None:
 
 
 THREADS = """
+#define _DEFAULT_SOURCE
 #include <assert.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 #include "error.h"
 #include "threads.h"
 #include "workspace.h"
@@ -290,6 +293,21 @@ int main(void)
     }
     for (int i = 0; i < COUNT; i++)
         assert(cells[i] == sum);
+    threads_set(3);
+    for (int run = 0; run < 200; run++) { /* some of them while the others sleep already */
+        threads_begin_run();
+        for (int round = 0; round < run % 4; round++, sum++)
+            assert(__TVMBackendParallelLaunch(add, &one, 0) == 0);
+        if (run % 50 == 0)
+            usleep(20000);
+        assert(__TVMBackendParallelLaunch(add, &one, 0) == 0);
+        sum++;
+        threads_end_run();
+        if (run % 50 == 1)
+            usleep(2000);
+    }
+    for (int i = 0; i < COUNT; i++)
+        assert(cells[i] == sum);
     threads_stop();
     threads_stop();
     puts("right");
@@ -299,17 +317,82 @@ int main(void)
 
 
 def test_threads_and_workspace(sources: Path) -> None:
-    files = ("threads.c", "workspace.c", "error.c")
+    files = ("threads.c", "cores.c", "workspace.c", "error.c")
     program = build(sources, "pool", THREADS, *files, flags=SANITIZERS)
     assert run([str(program)]) == "right\n"
 
 
 def test_threads_do_not_race(sources: Path) -> None:
-    files = ("threads.c", "workspace.c", "error.c")
+    files = ("threads.c", "cores.c", "workspace.c", "error.c")
     flags = ["-g", "-fsanitize=thread"]
     program = build(sources, "races", THREADS, *files, flags=flags)
     # The sanitizer cannot place its shadow memory under some kernels' address randomisation.
     assert run(["setarch", "-R", str(program)]) == "right\n"
+
+
+CORES = """
+#include <stdio.h>
+#include <stdlib.h>
+#include "cores.h"
+#include "error.h"
+#include "threads.h"
+
+int main(int count, char **arguments)
+{
+    int cores[4];
+    for (int i = 1; i < count; i++) {
+        int found = cores_choose(arguments[i], cores, 4);
+        if (found < 0)
+            printf("%s", error_text());
+        for (int k = 0; k < found; k++)
+            printf("%s%d", k > 0 ? " " : "", cores[k]);
+        printf("\\n");
+        if (found > 0 && (threads_pin(cores, found) != 0 || threads_available() != 1))
+            return 1;
+        if (found > 0)
+            return 0;
+    }
+    return 0;
+}
+"""
+
+
+def _cores(sources: Path, folder: Path, *choices: str) -> list[str]:
+    flags = [f'-DCORES_FOLDER="{folder}"', *SANITIZERS]
+    program = build(sources, "cores_test", CORES, "cores.c", "threads.c", "error.c", flags=flags)
+    return run([str(program), *choices]).splitlines()
+
+
+@pytest.mark.parametrize(("fast", "slow"), [(1024, 400), (2, 1)])
+@pytest.mark.parametrize("file", ["cpu_capacity", "cpufreq/cpuinfo_max_freq"])
+def test_big_and_little_cores(
+    sources: Path, tmp_path: Path, file: str, fast: int, slow: int
+) -> None:
+    allowed = sorted(os.sched_getaffinity(0))
+    if len(allowed) < 2:
+        pytest.skip("needs two cores")
+    for core in allowed:
+        speed = tmp_path / f"cpu{core}" / file
+        speed.parent.mkdir(parents=True)
+        speed.write_text(f"{fast if core == allowed[1] else slow}\n")
+    little = [core for core in allowed if core != allowed[1]][:4]
+    assert _cores(sources, tmp_path, "big") == [str(allowed[1])]
+    assert _cores(sources, tmp_path, "little") == [" ".join(map(str, little))]
+
+
+def test_cores_of_one_kind_and_lists(sources: Path, tmp_path: Path) -> None:
+    first, *rest = sorted(os.sched_getaffinity(0))
+    wrong = ["big", "", "1-", "2-1", "x", f"{first},", "99999", "0,0,0,0,0", "-1"]
+    said = _cores(sources, tmp_path, *wrong, f"{first}")
+    assert said[0] == "this system tells no big cores from little ones. Name cores by number."
+    assert said[1] == "cores must be big, little, or numbers such as 0,2-3, not ''"
+    assert all(line.startswith("cores must be") for line in said[2:6])
+    assert said[6].startswith("this process may not run on core 99999.")
+    assert said[7:] == ["more than 4 cores", "cores must be big, little, or numbers such as "
+                        "0,2-3, not '-1'", str(first)]  # fmt: skip
+    if rest == [first + 1]:
+        assert _cores(sources, tmp_path, f"{first}-{first + 1}") == [f"{first} {first + 1}"]
+        assert _cores(sources, tmp_path, f"{first + 1},{first}") == [f"{first + 1} {first}"]
 
 
 def test_json_and_errors(sources: Path) -> None:
