@@ -135,6 +135,7 @@ static int print_bench(const struct samples *samples, const struct facts *before
            quantile(sorted, samples->count, 0.5), quantile(sorted, samples->count, 0.9),
            quantile(sorted, samples->count, 0.99));
     printf(", \"runs_per_sample\": %ld", samples->runs_each);
+    printf(", \"peak_memory_bytes\": %llu", facts_peak_memory_bytes());
     printf(", \"threads\": %d, \"device\": {", threads_count());
     facts_print_constant();
     struct facts after = facts_now();

@@ -78,6 +78,20 @@ void facts_print_constant(void)
     printf(", \"cpus_available\": %d", threads_available());
 }
 
+unsigned long long facts_peak_memory_bytes(void)
+{
+    /* Not getrusage: it counts what the process was before exec, too. */
+    unsigned long long kib = 0;
+    char line[128];
+    FILE *status = fopen("/proc/self/status", "r");
+    while (status != NULL && fgets(line, sizeof line, status) != NULL)
+        if (sscanf(line, "VmHWM: %llu", &kib) == 1)
+            break;
+    if (status != NULL)
+        fclose(status);
+    return kib * 1024;
+}
+
 struct facts facts_now(void)
 {
     struct facts facts;

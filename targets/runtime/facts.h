@@ -16,6 +16,10 @@ struct facts {
     double throttle_count;           /* events that an x86 CPU counted since it started */
 };
 
+/* The most memory that this process held at any time, its code and the weights included; 0 where the
+ * system does not say. */
+unsigned long long facts_peak_memory_bytes(void);
+
 struct facts facts_now(void);
 
 /* A JSON object. */

@@ -118,6 +118,7 @@ def test_bench_and_profile(artifact: Artifact) -> None:
     for part in (50, 90, 99):
         assert bench[f"p{part}_ms"] == pytest.approx(np.percentile(samples, part), abs=2e-6)
     assert bench["threads"] == 1
+    assert 100_000 < bench["peak_memory_bytes"] < 20_000_000
     assert bench["runs_per_sample"] > 1, "this model takes less than 10 µs"
     assert bench["runs_per_sample"] * bench["p50_ms"] > 0.002
     assert bench["device"]["kernel"] == os.uname().release
