@@ -29,23 +29,29 @@ extern int (*__TVMBackendParallelLaunch)(parallel_lambda lambda, void *data, int
  * kernels; for the end of the others' parts. At rest every thread sleeps. */
 enum { SPINS_AT_REST = 1000, SPINS_IN_A_RUN = 100000, SPINS_FOR_OTHERS = 10000 };
 
+/* More parts than threads: a thread on a slow core, or one that the system took the core from, does
+ * fewer of them. */
+enum { PARTS_PER_THREAD = 4, PART_BITS = 12, MOST_PARTS = (1 << PART_BITS) - 1 };
+
 static struct {
     pthread_mutex_t lock;
     pthread_cond_t wake;
     pthread_cond_t finished;
     pthread_t threads[MODEL_MAX_THREADS];
-    int count;           /* threads wanted, the calling one included */
-    int started;         /* threads that run, the calling one not included */
-    atomic_uint job;     /* changes when there is a new job, or none will come any more */
-    atomic_int unfinished;
+    int count;   /* threads wanted, the calling one included */
+    int started; /* threads that run, the calling one not included */
+    /* The number of the job above PART_BITS, below the parts that nobody took yet. One word, so
+     * that a thread that is late never takes a part of a job that it does not know. */
+    atomic_uint ticket;
+    atomic_int done;     /* parts of the job that are finished */
     atomic_bool running; /* an inference is going on */
-    bool stopping;
+    atomic_bool stopping;
     int pinned_count; /* 0: threads run where the system puts them */
     int cores[MODEL_MAX_THREADS];
     parallel_lambda lambda;
     void *data;
     struct parallel_group group;
-    int result; /* of the first part that failed */
+    int result; /* of a part that failed */
     char failure[ERROR_TEXT_BYTES];
 } pool = {
     .lock = PTHREAD_MUTEX_INITIALIZER,
@@ -66,30 +72,53 @@ static void relax(void)
 #endif
 }
 
-/* Do this thread's part of the job, unless there are fewer parts than threads. */
-static void do_part(void)
+static unsigned current_job(void)
 {
-    if (own_index >= pool.group.num_task)
-        return;
-    inside_job = true;
-    int result = pool.lambda(own_index, &pool.group, pool.data);
-    inside_job = false;
-    if (result == 0)
-        return;
-    pthread_mutex_lock(&pool.lock);
-    if (pool.result == 0) {
-        pool.result = result;
-        snprintf(pool.failure, sizeof pool.failure, "%s", error_text());
-    }
-    pthread_mutex_unlock(&pool.lock);
+    return atomic_load_explicit(&pool.ticket, memory_order_acquire) >> PART_BITS;
 }
 
-/* Wait until the job's number is no longer `seen`: first awake, then asleep. */
+/* Take a part of a job. -1 where none is left, or the job is another one by now. */
+static int take_part(unsigned job)
+{
+    unsigned ticket = atomic_load_explicit(&pool.ticket, memory_order_acquire);
+    do {
+        if (ticket >> PART_BITS != job || (ticket & MOST_PARTS) == 0)
+            return -1;
+    } while (!atomic_compare_exchange_weak_explicit(
+        &pool.ticket, &ticket, ticket - 1, memory_order_acq_rel, memory_order_acquire));
+    return pool.group.num_task - (int)(ticket & MOST_PARTS);
+}
+
+/* Do parts of a job until none is left. */
+static void do_parts(unsigned job)
+{
+    int part;
+    while ((part = take_part(job)) >= 0) {
+        int parts = pool.group.num_task;
+        inside_job = true;
+        int result = pool.lambda(part, &pool.group, pool.data);
+        inside_job = false;
+        if (result != 0) {
+            pthread_mutex_lock(&pool.lock);
+            pool.result = result;
+            snprintf(pool.failure, sizeof pool.failure, "%s", error_text());
+            pthread_mutex_unlock(&pool.lock);
+        }
+        /* From here on the job may be over, and the next one announced. */
+        if (atomic_fetch_add_explicit(&pool.done, 1, memory_order_acq_rel) == parts - 1) {
+            pthread_mutex_lock(&pool.lock);
+            pthread_cond_signal(&pool.finished);
+            pthread_mutex_unlock(&pool.lock);
+        }
+    }
+}
+
+/* Wait until the job is another one than `seen`: first awake, then asleep. */
 static void wait_for_job(unsigned seen)
 {
     for (bool tired = false;;) {
         for (int i = 0; i < (tired ? 0 : SPINS_IN_A_RUN); i++) {
-            if (atomic_load_explicit(&pool.job, memory_order_acquire) != seen)
+            if (current_job() != seen)
                 return;
             if (i >= SPINS_AT_REST && !atomic_load_explicit(&pool.running, memory_order_relaxed))
                 break;
@@ -97,33 +126,36 @@ static void wait_for_job(unsigned seen)
         }
         tired = atomic_load_explicit(&pool.running, memory_order_relaxed);
         pthread_mutex_lock(&pool.lock);
-        while (atomic_load_explicit(&pool.job, memory_order_acquire) == seen &&
+        while (current_job() == seen &&
                (tired || !atomic_load_explicit(&pool.running, memory_order_relaxed)))
             pthread_cond_wait(&pool.wake, &pool.lock);
-        bool found = atomic_load_explicit(&pool.job, memory_order_acquire) != seen;
+        bool found = current_job() != seen;
         pthread_mutex_unlock(&pool.lock);
         if (found)
             return;
     }
 }
 
-static void announce_job(void)
+/* Announce a job of so many parts; returns its number. */
+static unsigned announce_job(int parts)
 {
     pthread_mutex_lock(&pool.lock);
-    atomic_fetch_add_explicit(&pool.job, 1, memory_order_release);
+    unsigned job = (current_job() + 1) & (~0u >> PART_BITS);
+    atomic_store_explicit(&pool.ticket, job << PART_BITS | (unsigned)parts, memory_order_release);
     pthread_cond_broadcast(&pool.wake);
     pthread_mutex_unlock(&pool.lock);
+    return job;
 }
 
-static void wait_until_finished(void)
+static void wait_until_done(int parts)
 {
     for (int i = 0; i < SPINS_FOR_OTHERS; i++) {
-        if (atomic_load_explicit(&pool.unfinished, memory_order_acquire) == 0)
+        if (atomic_load_explicit(&pool.done, memory_order_acquire) == parts)
             return;
         relax();
     }
     pthread_mutex_lock(&pool.lock);
-    while (atomic_load_explicit(&pool.unfinished, memory_order_acquire) != 0)
+    while (atomic_load_explicit(&pool.done, memory_order_acquire) != parts)
         pthread_cond_wait(&pool.finished, &pool.lock);
     pthread_mutex_unlock(&pool.lock);
 }
@@ -133,16 +165,12 @@ static void *work(void *index)
     own_index = (int)(intptr_t)index;
     if (pool.pinned_count > 0)
         (void)cores_pin(pool.cores[own_index % pool.pinned_count]); /* worked for thread 0 */
-    for (unsigned seen = 0;; seen++) {
+    for (unsigned seen = 0;;) {
         wait_for_job(seen);
+        seen = current_job();
         if (pool.stopping)
             return NULL;
-        do_part();
-        if (atomic_fetch_sub_explicit(&pool.unfinished, 1, memory_order_acq_rel) == 1) {
-            pthread_mutex_lock(&pool.lock);
-            pthread_cond_signal(&pool.finished);
-            pthread_mutex_unlock(&pool.lock);
-        }
+        do_parts(seen);
     }
 }
 
@@ -151,7 +179,7 @@ static int start(void)
 {
     if (pool.started == pool.count - 1)
         return 0;
-    atomic_store(&pool.job, 0);
+    atomic_store(&pool.ticket, 0);
     pool.stopping = false;
     for (int index = 1; index < pool.count; index++) {
         int code = pthread_create(&pool.threads[index], NULL, work, (void *)(intptr_t)index);
@@ -166,25 +194,25 @@ static int start(void)
     return 0;
 }
 
-/* Run all parts of a kernel's work; `num_task` 0 means as many parts as threads. */
+/* Run all parts of a kernel's work; `num_task` 0 means as many parts as suit the pool. */
 static int launch(parallel_lambda lambda, void *data, int num_task)
 {
-    if (num_task <= 0 || num_task > pool.count)
-        num_task = pool.count;
-    if (num_task == 1 || inside_job) {
+    if (pool.count == 1 || num_task == 1 || inside_job) {
         struct parallel_group alone = {NULL, 1};
         return lambda(0, &alone, data);
     }
     if (start() != 0)
         return -1;
+    int parts = num_task > 0 ? num_task : PARTS_PER_THREAD * pool.count;
+    if (parts > MOST_PARTS)
+        parts = MOST_PARTS;
     pool.lambda = lambda;
     pool.data = data;
-    pool.group = (struct parallel_group){NULL, num_task};
+    pool.group = (struct parallel_group){NULL, parts};
     pool.result = 0;
-    atomic_store_explicit(&pool.unfinished, pool.started, memory_order_relaxed);
-    announce_job();
-    do_part();
-    wait_until_finished();
+    atomic_store_explicit(&pool.done, 0, memory_order_relaxed);
+    do_parts(announce_job(parts));
+    wait_until_done(parts);
     if (pool.result != 0)
         error_set("%s", pool.failure);
     return pool.result;
@@ -248,7 +276,7 @@ void threads_stop(void)
     if (pool.started == 0)
         return;
     pool.stopping = true;
-    announce_job();
+    (void)announce_job(0);
     for (int index = 1; index <= pool.started; index++)
         pthread_join(pool.threads[index], NULL);
     pool.started = 0;
