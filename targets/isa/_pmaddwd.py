@@ -6,11 +6,14 @@ from dataclasses import replace
 
 from tvm import tirx
 
+from edgepress.targets.isa._x86 import dot_by_width, narrow_in_order, nearest, pack_pairs
 from edgepress.targets.isa.base import Expr, Isa
 
-
-def _fills(value: Expr, lanes: int) -> bool:
-    return str(value.ty).endswith(f"x{lanes}")
+_BY_WIDTH = {
+    4: "llvm.x86.sse2.pmadd.wd",
+    8: "llvm.x86.avx2.pmadd.wd",
+    16: "llvm.x86.avx512.pmaddw.d.512",
+}
 
 
 def pmaddwd_isa(name: str, lanes: int, vector_registers: int, intrinsic: str) -> Isa:
@@ -24,18 +27,6 @@ def pmaddwd_isa(name: str, lanes: int, vector_registers: int, intrinsic: str) ->
         x = tirx.reinterpret(f"int16x{2 * lanes}", repeated)
         return accumulator + products(x, tirx.Cast(f"int16x{2 * lanes}", weights))
 
-    def multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
-        if not _fills(accumulator, lanes):
-            return accumulator + x * w
-        # x is zero-extended from 8 bits: the upper 16-bit product of every lane is zero.
-        pairs = (tirx.reinterpret(f"int16x{2 * lanes}", value) for value in (x, w))
-        return accumulator + products(*pairs)
-
-    def wide_multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
-        # Only w's lower 16 bits are left, so that the upper product of every lane is zero again.
-        lower = w & tirx.Broadcast(tirx.const(0xFFFF, "int32"), lanes) if _fills(w, lanes) else w
-        return multiply_add(accumulator, x, lower)
-
     narrow = Isa(
         name=name,
         vector_bytes=4 * lanes,
@@ -44,6 +35,9 @@ def pmaddwd_isa(name: str, lanes: int, vector_registers: int, intrinsic: str) ->
         staged="int16",
         group=2,
         dot=dot,
-        multiply_add=multiply_add,
+        lane_dot=dot_by_width("int16", _BY_WIDTH),
+        nearest=nearest,
+        pack=pack_pairs,
+        narrow=narrow_in_order,
     )
-    return replace(narrow, wide=replace(narrow, multiply_add=wide_multiply_add))
+    return replace(narrow, wide=replace(narrow, pack=None))

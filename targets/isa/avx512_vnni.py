@@ -9,7 +9,11 @@ from dataclasses import replace
 
 from tvm import tirx
 
+from edgepress.targets.isa._x86 import dot_by_width, narrow_in_order, nearest, pack_fours
 from edgepress.targets.isa.base import Expr, Isa
+
+_BYTES_BY_WIDTH = {lanes: f"llvm.x86.avx512.vpdpbusd.{32 * lanes}" for lanes in (4, 8, 16)}
+_WORDS_BY_WIDTH = {lanes: f"llvm.x86.avx512.vpdpwssd.{32 * lanes}" for lanes in (4, 8, 16)}
 
 
 def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
@@ -20,19 +24,6 @@ def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
         accumulator,
         tirx.reinterpret("uint8x64", repeated),
         weights,
-    )
-
-
-def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
-    if not str(accumulator.ty).endswith("x16"):
-        return accumulator + x * w
-    # x is zero-extended from 8 bits: the upper 16-bit product of every lane is zero.
-    return tirx.call_llvm_pure_intrin(
-        "int32x16",
-        "llvm.x86.avx512.vpdpwssd.512",
-        accumulator,
-        tirx.reinterpret("int16x32", x),
-        tirx.reinterpret("int16x32", w),
     )
 
 
@@ -47,13 +38,6 @@ def _wide_dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
     )
 
 
-def _wide_multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
-    if not str(accumulator.ty).endswith("x16"):
-        return accumulator + x * w
-    # Only w's lower 16 bits are left, so that the upper product of every lane is zero again.
-    return _multiply_add(accumulator, x, w & tirx.Broadcast(tirx.const(0xFFFF, "int32"), 16))
-
-
 _NARROW = Isa(
     name="avx512_vnni",
     vector_bytes=64,
@@ -62,8 +46,18 @@ _NARROW = Isa(
     staged="uint8",
     group=4,
     dot=_dot,
-    multiply_add=_multiply_add,
+    lane_dot=dot_by_width("int8", _BYTES_BY_WIDTH),
+    nearest=nearest,
+    pack=pack_fours,
+    narrow=narrow_in_order,
 )
 ISA = replace(
-    _NARROW, wide=replace(_NARROW, group=2, dot=_wide_dot, multiply_add=_wide_multiply_add)
+    _NARROW,
+    wide=replace(
+        _NARROW,
+        group=2,
+        dot=_wide_dot,
+        lane_dot=dot_by_width("int16", _WORDS_BY_WIDTH),
+        pack=None,
+    ),
 )

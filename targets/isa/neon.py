@@ -1,9 +1,11 @@
-"""AArch64 NEON without dot product: `smlal` of 16-bit lanes."""
+"""AArch64 NEON without dot product: bytes by pairs, `smlal` of 16-bit lanes by elements."""
 
 from __future__ import annotations
 
 from tvm import tirx
 
+from edgepress.targets.isa._aarch64 import INTRINSICS, nearest
+from edgepress.targets.isa._neon import by_pairs
 from edgepress.targets.isa.base import Expr, Isa
 
 
@@ -12,11 +14,8 @@ def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
     return accumulator + x * tirx.Cast("int32x4", weights)
 
 
-def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
-    return accumulator + x * w
-
-
-ISA = Isa(
+#: For int16 operands.
+WORDS = Isa(
     name="neon",
     vector_bytes=16,
     vector_registers=32,
@@ -24,5 +23,7 @@ ISA = Isa(
     staged="int16",
     group=1,
     dot=_dot,
-    multiply_add=_multiply_add,
+    nearest=nearest,
+    by_element=True,
 )
+ISA = by_pairs(WORDS, INTRINSICS)

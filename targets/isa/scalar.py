@@ -11,10 +11,6 @@ def _dot(accumulator: Expr, inputs: Expr, weights: Expr) -> Expr:
     return accumulator + tirx.Cast("int32", inputs) * tirx.Cast("int32", weights)
 
 
-def _multiply_add(accumulator: Expr, x: Expr, w: Expr) -> Expr:
-    return accumulator + x * w
-
-
 ISA = Isa(
     name="scalar",
     vector_bytes=4,
@@ -23,5 +19,4 @@ ISA = Isa(
     staged="int8",
     group=1,
     dot=_dot,
-    multiply_add=_multiply_add,
 )

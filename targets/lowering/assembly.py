@@ -15,6 +15,7 @@ from edgepress.targets.isa.base import Isa
 from edgepress.targets.lowering.dialect import array_of, dtype_of, shape_of
 from edgepress.targets.program import Call, Program, Tensor
 from edgepress.targets.schedules.stage import StageShape, stage
+from edgepress.targets.tiling import Tiles
 
 Array = npt.NDArray[Any]
 
@@ -22,12 +23,16 @@ Array = npt.NDArray[Any]
 class Assembly:
     """A Program while it grows: tensors, constants, calls, and kernels without duplicates."""
 
-    def __init__(self, isa: Isa) -> None:
+    def __init__(self, isa: Isa, tiles: Tiles | None = None) -> None:
         self.isa = isa
+        self.tiles = tiles or Tiles()
         self.program = Program()
         self._tensors: dict[ir.Value, str] = {}
         self._kernels: dict[tuple[Any, ...], str] = {}
         self._taken: set[str] = set()
+        self._repeated: dict[tuple[str, int], str] = {}
+        # rows that are quantized at run time, see dynamic_kernels
+        self.quantized_rows: dict[tuple[object, ...], tuple[str, str, str]] = {}
 
     def begin(self, model: ir.Model) -> None:
         """Declare the inputs; no constant or scratch tensor takes the name of a value."""
@@ -71,6 +76,16 @@ class Assembly:
         """Add a constant, under its name or a free variation: nodes may share a name."""
         name = self._unique(name)
         self.program.constants[name] = np.ascontiguousarray(array)
+        return name
+
+    def repeated(self, dtype: str, value: int, size: int) -> str:
+        """Return the name of a constant of at least `size` equal elements: all who ask share it."""
+        key = (dtype, value)
+        if key not in self._repeated:
+            self._repeated[key] = self.constant(f"{dtype} {value}", np.zeros(0, dtype))
+        name = self._repeated[key]
+        if self.program.constants[name].size < size:
+            self.program.constants[name] = np.full(size, value, dtype)
         return name
 
     def scratch(self, name: str, dtype: str, shape: tuple[int, ...]) -> str:

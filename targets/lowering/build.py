@@ -10,22 +10,35 @@ import onnx_ir as ir
 
 from edgepress.targets.base import Target, UnsupportedModel
 from edgepress.targets.isa.base import load_isa
+from edgepress.targets.lowering.activations import fuse_activations
 from edgepress.targets.lowering.assembly import Assembly
+from edgepress.targets.lowering.attention import fuse_attention
 from edgepress.targets.lowering.composite import OPERATORS
 from edgepress.targets.lowering.decompose import simplify
 from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
 from edgepress.targets.lowering.dynamic import claim_dynamic_products
 from edgepress.targets.lowering.floats import claim_float_operators
+from edgepress.targets.lowering.fusion import fuse_residuals
+from edgepress.targets.lowering.intake import fuse_intakes
 from edgepress.targets.lowering.integer_rules import RULES, to_integers
 from edgepress.targets.lowering.integers import is_quantized
 from edgepress.targets.lowering.kernels import KERNELS
 from edgepress.targets.lowering.nhwc import to_nhwc
+from edgepress.targets.lowering.normalization import (
+    NORMALIZATIONS,
+    fuse_normalizations,
+    fuse_summed_rows,
+)
+from edgepress.targets.lowering.products import fuse_products
 from edgepress.targets.lowering.relax import lower_region
+from edgepress.targets.lowering.resize import claim_resizes
+from edgepress.targets.lowering.transposed_conv import split_transposed
 from edgepress.targets.program import Program
+from edgepress.targets.tiling import Tiles
 
 Progress = Callable[[str, int, int], None]
 # Operators of a QDQ graph that stay whole until its integer form is found.
-_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", *RULES, *OPERATORS}
+_QUANTIZED = {"QuantizeLinear", "DequantizeLinear", *RULES, *OPERATORS, *NORMALIZATIONS}
 _VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
@@ -33,37 +46,31 @@ def _silent(_what: str, _done: int, _total: int) -> None:
     """Report no progress."""
 
 
-def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Program:
+def lower(
+    model: ir.Model,
+    target: Target,
+    progress: Progress = _silent,
+    tiles: Tiles | None = None,
+) -> Program:
     """Lower a canonical model, float or QDQ, for a target. The model is not changed.
+
+    `tiles` answers which tile each layer gets, and knows afterwards which layers there are; without
+    it the tiles that ship with edgepress are taken.
 
     Raises:
         UnsupportedModel: some operators can be run neither by kernels of edgepress nor by TVM;
             all of them are listed.
     """
-    isa = load_isa(target.isa)
-    both = "an output that is an input too has no memory of its own; put an Identity between them"
-    _refuse([(v.name or "", both) for v in model.graph.outputs if v.is_graph_input()])
-    _refuse(
-        [
-            (n.name or n.op_type, f"the domain {DOMAIN} is not for models")
-            for n in model.graph
-            if n.domain == DOMAIN
-        ]
-    )
-    model = claim_dynamic_products(model)
-    if is_quantized(model):
-        model = to_integers(simplify(model, _QUANTIZED), isa.storage)
-    else:
-        model = simplify(model)
-    model = to_nhwc(claim_float_operators(model))
+    model = lowered_graph(model, target)
     segments = _segments(model)
     regions = [_region(segment, model) for segment in segments if isinstance(segment, list)]
-    assembly, refused, remaining = Assembly(isa), list[tuple[str, str]](), iter(regions)
+    assembly = Assembly(load_isa(target.isa), tiles)
+    refused, remaining = list[tuple[str, str]](), iter(regions)
     assembly.begin(model)
     for done, segment in enumerate(segments):
         progress("lowering", done, len(segments))
         if isinstance(segment, ir.Node):
-            KERNELS["View" if _is_view(segment) else segment.op_type](assembly, segment)
+            _call(assembly, segment)
             continue
         region = next(remaining)
         try:
@@ -79,6 +86,52 @@ def lower(model: ir.Model, target: Target, progress: Progress = _silent) -> Prog
     progress("lowering", len(segments), len(segments))
     assembly.program.validate()
     return assembly.program
+
+
+def lowered_graph(model: ir.Model, target: Target) -> ir.Model:
+    """Rewrite a canonical model into nodes of kernels, and what TVM's own kernels will compute.
+
+    Raises UnsupportedModel for a graph that no rewriting makes sense of.
+    """
+    isa = load_isa(target.isa)
+    both = "an output that is an input too has no memory of its own; put an Identity between them"
+    _refuse([(v.name or "", both) for v in model.graph.outputs if v.is_graph_input()])
+    _refuse(
+        [
+            (n.name or n.op_type, f"the domain {DOMAIN} is not for models")
+            for n in model.graph
+            if n.domain == DOMAIN
+        ]
+    )
+    model = claim_dynamic_products(model)
+    if is_quantized(model):
+        model = to_integers(simplify(model, _QUANTIZED), isa.storage)
+    else:
+        model = simplify(model, {*NORMALIZATIONS, "Resize"})
+    model = claim_resizes(claim_float_operators(fuse_products(fuse_attention(model))))
+    model = split_transposed(model, isa)
+    model = fuse_normalizations(model)
+    model = to_nhwc(fuse_activations(model))
+    return fuse_summed_rows(fuse_residuals(fuse_intakes(model)))
+
+
+def node_program(node: ir.Node, target: Target, tiles: Tiles) -> Program:
+    """Return the calls of one node of a lowered graph that has a kernel generator, as a program.
+
+    Its inputs are what the node reads of other nodes.
+    """
+    assembly = Assembly(load_isa(target.isa), tiles)
+    for value in node.inputs:
+        if value is not None and array_of(value) is None:
+            assembly.declare(value)
+    assembly.program.inputs = tuple(assembly.program.tensors)
+    _call(assembly, node)
+    assembly.program.outputs = tuple(value.name or "" for value in node.outputs)
+    return assembly.program
+
+
+def _call(assembly: Assembly, node: ir.Node) -> None:
+    KERNELS["View" if _is_view(node) else node.op_type](assembly, node)
 
 
 def _refuse(reasons: list[tuple[str, str]]) -> None:

@@ -8,6 +8,7 @@ from edgepress.targets.lowering.assembly import Assembly
 from edgepress.targets.lowering.depthwise_kernels import call_depthwise, is_depthwise
 from edgepress.targets.lowering.dialect import shape_of
 from edgepress.targets.lowering.gemm_kernels import packed_conv
+from edgepress.targets.lowering.grouped_kernels import call_grouped, has_narrow_groups
 from edgepress.targets.lowering.node_attributes import (
     constant_of,
     epilogue_of,
@@ -16,14 +17,19 @@ from edgepress.targets.lowering.node_attributes import (
     pair_of,
 )
 from edgepress.targets.lowering.operands import call_window, centred_bias, isa_for, staged
+from edgepress.targets.lowering.winograd_kernels import call_winograd, winograd_plan
 from edgepress.targets.schedules import conv
-from edgepress.targets.schedules.epilogue import Requantise
+from edgepress.targets.schedules.epilogue import Requantise, first_step
 
 
 def call_conv(assembly: Assembly, node: ir.Node) -> None:
     """Convolve by the algorithm that suits the layer."""
     if is_depthwise(node):
         call_depthwise(assembly, node)
+    elif has_narrow_groups(assembly, node):
+        call_grouped(assembly, node)
+    elif (plan := winograd_plan(assembly, node)) is not None:
+        call_winograd(assembly, node, plan)
     else:
         call_direct(assembly, node)
 
@@ -32,7 +38,7 @@ def call_direct(assembly: Assembly, node: ir.Node) -> None:
     """Pad the input of a convolution where it needs that, and convolve."""
     isa, epilogue = isa_for(assembly, node), epilogue_of(node)
     weights, groups = constant_of(node, 1), integer_of(node, "group")
-    quantized = isinstance(epilogue, Requantise)
+    quantized = isinstance(first_step(epilogue), Requantise)
     zero_point = integer_of(node, "x_zero_point") if quantized else 0
     bias = constant_of(node, 2)
     if quantized:
@@ -58,7 +64,7 @@ def call_direct(assembly: Assembly, node: ir.Node) -> None:
         dilations,
         groups,
     )
-    tile = conv.choose_tile(shape, isa, quantized)
+    tile = assembly.tiles.choose("conv", shape, isa, quantized)
     kind = "qconv" if quantized else "conv"
     name = assembly.kernel(kind, conv.conv, shape, isa, epilogue, tile, str(weights.dtype))
     packed = packed_conv(node, weights, bias, shape, isa, tile, quantized)

@@ -8,6 +8,7 @@ definition, antialiasing included.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,11 +30,14 @@ class Axis:
     end: float
 
 
-def resized_axes(graph: Rewriting, node: onnx.NodeProto) -> dict[int, Axis] | None:
-    """Work out what happens to each axis; None where the inputs that say so are not known."""
-    attributes = attributes_of(node)
-    shape = graph.shape(node.input[0])
-    roi, scales, sizes = (_known(graph, node, place) for place in (1, 2, 3))
+def axes_of(
+    shape: Sequence[int],
+    attributes: Mapping[str, Any],
+    roi: Array | None,
+    scales: Array | None,
+    sizes: Array | None,
+) -> dict[int, Axis] | None:
+    """Work out what a Resize does to each axis; None where the inputs that say so are not known."""
     axes = [axis % len(shape) for axis in attributes.get("axes", range(len(shape)))]
     if sizes is not None:
         factors = [size / shape[axis] for size, axis in zip(sizes, axes, strict=True)]
@@ -65,7 +69,7 @@ def _known(graph: Rewriting, node: onnx.NodeProto, place: int) -> Array | None:
     return array if array is not None and array.size else None
 
 
-def taps(axis: Axis, attributes: dict[str, Any]) -> tuple[Array, Array, Array]:
+def taps(axis: Axis, attributes: Mapping[str, Any]) -> tuple[Array, Array, Array]:
     """Find what each output element is made of.
 
     Returns:
@@ -145,8 +149,9 @@ def _cubic(distance: Array, a: float) -> Array:
 
 
 def _resize(graph: Rewriting, node: onnx.NodeProto) -> bool:
-    axes = resized_axes(graph, node)
     attributes = attributes_of(node)
+    inputs = (_known(graph, node, place) for place in (1, 2, 3))
+    axes = axes_of(graph.shape(node.input[0]), attributes, *inputs)
     dtype = graph.dtype(node.input[0])
     if axes is None or (dtype.kind != "f" and attributes.get("mode", "nearest") != "nearest"):
         return False

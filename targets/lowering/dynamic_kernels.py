@@ -7,27 +7,27 @@ import math
 import numpy as np
 import onnx_ir as ir
 
+from edgepress.targets.isa.base import Isa
 from edgepress.targets.lowering.assembly import Assembly
 from edgepress.targets.lowering.dialect import array_of, shape_of
+from edgepress.targets.lowering.node_attributes import clip_of
 from edgepress.targets.program import Array, Call
 from edgepress.targets.schedules import conv
 from edgepress.targets.schedules.dynamic import Product, product, quantise_rows
-from edgepress.targets.schedules.epilogue import Clip
 
 
 def dynamic_gemm(assembly: Assembly, node: ir.Node) -> None:
     """Emit the calls of a `DynamicGemm` node."""
-    x, isa = node.inputs[0], assembly.isa
+    x = node.inputs[0]
     assert x is not None
     weights, scales, bias = (_constant(node, index) for index in (1, 2, 3))
+    isa = assembly.isa.for_weights(weights)
     outputs, inputs = weights.shape
     rows = math.prod(shape_of(x)[:-1])
-    channels = -(-inputs // conv.step(isa, True)) * conv.step(isa, True)
-    factors = array_of(node.inputs[4]) if len(node.inputs) > 4 else None
-    quantized = _quantized_rows(assembly, x, factors, (rows, inputs, channels))
-    low, high = (float(node.attributes[name].as_float()) for name in ("low", "high"))
-    size = Product(rows, channels, outputs, Clip(low, high))
-    tile = conv.choose_tile(size.shape, isa, True)
+    channels = padded_width(inputs, isa)
+    quantized = _quantized_rows(assembly, x, factors_of(node), (rows, inputs, channels))
+    size = Product(rows, channels, outputs, clip_of(node))
+    tile = assembly.tiles.choose("rows", size.shape, isa, True)
     kernel = assembly.kernel("dynamic_gemm", product, size, isa, tile)
     packed = {
         "weights": conv.pack_weights(weights.reshape(outputs, inputs, 1, 1), size.shape, isa, tile),
@@ -52,25 +52,51 @@ def _quantized_rows(
     assembly: Assembly, x: ir.Value, factors: Array | None, size: tuple[int, int, int]
 ) -> tuple[str, str, str]:
     """Return the tensors of a value's quantized rows, of their steps and zero points."""
-    isa, source = assembly.isa, assembly.tensor(x)
-    rows, _, channels = size
-    scaled = factors is not None
-    kernel = assembly.kernel("quantise_rows", quantise_rows, *size, isa, scaled)
-    for call in assembly.program.calls:
-        if call.kernel != kernel or call.arguments[0] != source:
-            continue
-        given = assembly.program.constants.get(call.arguments[1])
-        if factors is None or (given is not None and np.array_equal(factors, given)):
-            return call.outputs[0], call.outputs[1], call.outputs[2]
+    source = assembly.tensor(x)
+    key = _key(source, factors, size)
+    if key not in assembly.quantized_rows:
+        kernel = assembly.kernel(
+            "quantise_rows", quantise_rows, *size, assembly.isa, factors is not None
+        )
+        constants = [] if factors is None else [assembly.constant(f"{x.name}.factors", factors)]
+        made = declare_rows(assembly, x, factors, size)
+        label = f"{x.name} (rows)"
+        assembly.program.calls.append(Call(kernel, (source, *constants, *made), made, label))
+    return assembly.quantized_rows[key]
+
+
+def declare_rows(
+    assembly: Assembly, x: ir.Value, factors: Array | None, size: tuple[int, int, int]
+) -> tuple[str, str, str]:
+    """Add the tensors of a value's quantized rows, which products of it find from now on.
+
+    `factors` multiply the rows first; `size` is rows, width, padded width. What is called next must
+    fill them.
+    """
+    rows, _, padded = size
     made = (
-        assembly.scratch(f"{x.name}_rows", isa.staged, (rows, channels)),
+        assembly.scratch(f"{x.name}_rows", assembly.isa.staged, (rows, padded)),
         assembly.scratch(f"{x.name}_steps", "float32", (rows,)),
         assembly.scratch(f"{x.name}_zero_points", "int32", (rows,)),
     )
-    label = f"{x.name} (rows)"
-    constants = [] if factors is None else [assembly.constant(f"{x.name}.factors", factors)]
-    assembly.program.calls.append(Call(kernel, (source, *constants, *made), made, label))
+    assembly.quantized_rows[_key(assembly.tensor(x), factors, size)] = made
     return made
+
+
+def _key(source: str, factors: Array | None, size: tuple[int, int, int]) -> tuple[object, ...]:
+    """Tell quantized rows apart by the tensor, what multiplies it first, and their size."""
+    return source, None if factors is None else factors.tobytes(), size
+
+
+def padded_width(width: int, isa: Isa) -> int:
+    """Return the width of quantized rows: whole steps of the product."""
+    step = conv.step(isa, True)
+    return -(-width // step) * step
+
+
+def factors_of(node: ir.Node) -> Array | None:
+    """Return what multiplies the rows of a `DynamicGemm` node before they are quantized."""
+    return array_of(node.inputs[4]) if len(node.inputs) > 4 else None
 
 
 def _constant(node: ir.Node, index: int) -> Array:

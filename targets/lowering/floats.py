@@ -15,6 +15,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from edgepress.targets.lowering.dialect import Builder, array_of, dtype_of, shape_of
+from edgepress.targets.lowering.softmax import softmax_axes
 from edgepress.targets.lowering.window import (
     clip_bounds,
     global_window,
@@ -93,7 +94,7 @@ def claim(model: ir.Model, claims: Mapping[str, Callable[[ir.Node], Claim | None
             operands,
             claimed.attributes,
             output.name or "out",
-            "float32",
+            dtype_of(output),
             shape_of(output),
             label=node.name,
         )
@@ -218,6 +219,14 @@ def _global_average(node: ir.Node) -> Claim | None:
     return Claim("AveragePool", x, {"factors": factors}, global_window(shape_of(x)), node, [])
 
 
+def _softmax(node: ir.Node) -> Claim | None:
+    x = node.inputs[0]
+    if x is None or not _is_float(x) or not shape_of(x) or 0 in shape_of(x):
+        return None
+    first, stop = softmax_axes(node)
+    return Claim("Softmax", x, {}, {"axes": (first, stop)}, node, [])
+
+
 _CLAIMS: dict[str, Callable[[ir.Node], Claim | None]] = {
     "Conv": _conv,
     "Gemm": _gemm,
@@ -226,4 +235,5 @@ _CLAIMS: dict[str, Callable[[ir.Node], Claim | None]] = {
     "AveragePool": _average_pool,
     "GlobalAveragePool": _global_average,
     "ReduceMean": _global_average,
+    "Softmax": _softmax,
 }

@@ -19,7 +19,7 @@ from edgepress.targets.lowering.node_attributes import (
 )
 from edgepress.targets.lowering.operands import call_window, centred_bias, isa_for
 from edgepress.targets.schedules import conv
-from edgepress.targets.schedules.epilogue import Requantise
+from edgepress.targets.schedules.epilogue import Requantise, first_step
 from edgepress.targets.schedules.stage import StageShape, stage
 
 Array = npt.NDArray[Any]
@@ -28,7 +28,7 @@ Array = npt.NDArray[Any]
 def call_gemm(assembly: Assembly, node: ir.Node) -> None:
     """Multiply rows by a matrix, widening or padding the rows where that is needed."""
     isa, epilogue = isa_for(assembly, node), epilogue_of(node)
-    quantized = isinstance(epilogue, Requantise)
+    quantized = isinstance(first_step(epilogue), Requantise)
     weights, bias = constant_of(node, 1), constant_of(node, 2)
     if quantized:
         bias = centred_bias(bias, weights, integer_of(node, "x_zero_point"))
@@ -47,7 +47,7 @@ def call_gemm(assembly: Assembly, node: ir.Node) -> None:
         assembly.call(widen, [source], staged, f"{node.name} (padding)")
         source = staged
     shape = conv.ConvShape(1, 1, rows, channels, 1, rows, outputs)
-    tile = conv.choose_tile(shape, isa, quantized)
+    tile = assembly.tiles.choose("conv", shape, isa, quantized)
     options = (shape, isa, epilogue, tile, str(weights.dtype))
     name = assembly.kernel("qgemm" if quantized else "gemm", conv.conv, *options)
     expanded = weights.reshape(outputs, inputs, 1, 1)

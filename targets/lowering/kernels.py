@@ -10,23 +10,34 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepress.targets.lowering.assembly import Assembly
+from edgepress.targets.lowering.attention_kernels import (
+    call_attention,
+    call_matmul,
+    call_softmax,
+)
 from edgepress.targets.lowering.conv_kernels import call_conv
 from edgepress.targets.lowering.dialect import array_of, dtype_of, shape_of
 from edgepress.targets.lowering.dynamic_kernels import dynamic_gemm
 from edgepress.targets.lowering.gemm_kernels import call_gemm
+from edgepress.targets.lowering.intake import call_intake
+from edgepress.targets.lowering.interlace_kernels import call_interlace
 from edgepress.targets.lowering.node_attributes import (
+    activation_of,
     factor_of,
     float_of,
     integer_of,
     operand_of,
     requantise_of,
 )
+from edgepress.targets.lowering.normalization_kernels import call_layer_norm
 from edgepress.targets.lowering.pool_kernels import call_average_pool, call_max_pool
-from edgepress.targets.lowering.quantization import LIMITS, exponent
+from edgepress.targets.lowering.quantization import LIMITS, fixed_point_exponent
+from edgepress.targets.lowering.resize import call_resize
 from edgepress.targets.schedules import elementwise, float_bits
 from edgepress.targets.schedules.concat import concat
 from edgepress.targets.schedules.elementwise import Operand
 from edgepress.targets.schedules.epilogue import Requantise
+from edgepress.targets.schedules.float_elementwise import activate
 from edgepress.targets.schedules.interpolate import interpolate
 from edgepress.targets.schedules.softmax import SoftmaxShape, softmax
 from edgepress.targets.schedules.transpose import transpose
@@ -38,11 +49,6 @@ def _size(node: ir.Node) -> int:
     return math.prod(shape_of(node.outputs[0]))
 
 
-def _fixed_point(scale: float, zero_point: int, dtype: str) -> int | None:
-    """Return the exponent of a scale of a fixed-point graph; None where floats are quicker."""
-    return exponent(scale) if zero_point == (128 if dtype == "uint8" else 0) else None
-
-
 def _quantise(assembly: Assembly, node: ir.Node) -> None:
     dtype, scale = dtype_of(node.outputs[0]), float_of(node, "scale")
     limits = (
@@ -50,7 +56,7 @@ def _quantise(assembly: Assembly, node: ir.Node) -> None:
         for name, limit in zip(("low", "high"), LIMITS[dtype], strict=True)
     )
     point = integer_of(node, "zero_point")
-    epilogue, power = Requantise(dtype, point, *limits), _fixed_point(scale, point, dtype)
+    epilogue, power = Requantise(dtype, point, *limits), fixed_point_exponent(scale, point, dtype)
     if power is not None:
         arguments = (_size(node), assembly.isa, power, epilogue)
         name = assembly.kernel("quantise", float_bits.quantise, *arguments)
@@ -64,7 +70,7 @@ def _quantise(assembly: Assembly, node: ir.Node) -> None:
 def _dequantise(assembly: Assembly, node: ir.Node) -> None:
     dtype, point = dtype_of(operand_of(node.inputs[0])), integer_of(node, "zero_point")
     scale, size, isa = float_of(node, "scale"), _size(node), assembly.isa
-    power = _fixed_point(scale, point, dtype)
+    power = fixed_point_exponent(scale, point, dtype)
     if power is not None:
         name = assembly.kernel("dequantise", float_bits.dequantise, size, isa, power, dtype, point)
     else:
@@ -87,6 +93,13 @@ def _table(assembly: Assembly, node: ir.Node) -> None:
         name = assembly.kernel("table", interpolate, _size(node), assembly.isa, *reading)
     else:
         name = assembly.kernel("table", elementwise.look_up, _size(node), dtypes)
+    _call_elementwise(assembly, node, name)
+
+
+def _activation(assembly: Assembly, node: ir.Node) -> None:
+    activation = activation_of(node)
+    assert activation is not None
+    name = assembly.kernel("activation", activate, _size(node), assembly.isa, activation)
     _call_elementwise(assembly, node, name)
 
 
@@ -177,7 +190,8 @@ def _concat(assembly: Assembly, node: ir.Node) -> None:
 
 def _transpose(assembly: Assembly, node: ir.Node) -> None:
     sizes = [integer_of(node, name) for name in ("batch", "rows", "columns")]
-    name = assembly.kernel("transpose", transpose, *sizes, dtype_of(node.outputs[0]))
+    dtype = dtype_of(node.outputs[0])
+    name = assembly.kernel("transpose", transpose, *sizes, dtype, assembly.isa)
     _call_elementwise(assembly, node, name)
 
 
@@ -186,12 +200,18 @@ def _view(assembly: Assembly, node: ir.Node) -> None:
 
 
 KERNELS: dict[str, Callable[[Assembly, ir.Node], None]] = {
+    "Activation": _activation,
+    "Attention": call_attention,
     "AveragePool": call_average_pool,
     "Concat": _concat,
     "Conv": call_conv,
     "Dequantize": _dequantise,
     "DynamicGemm": dynamic_gemm,
     "Gemm": call_gemm,
+    "Interlace": call_interlace,
+    "LayerNorm": call_layer_norm,
+    "MatMul": call_matmul,
+    "Intake": call_intake,
     "MaxPool": call_max_pool,
     "QAdd": _add,
     "QAveragePool": call_average_pool,
@@ -201,6 +221,8 @@ KERNELS: dict[str, Callable[[Assembly, ir.Node], None]] = {
     "QSoftmax": _softmax,
     "Quantize": _quantise,
     "Rescale": _rescale,
+    "Softmax": call_softmax,
+    "Resize": call_resize,
     "Table": _table,
     "Transpose": _transpose,
     "View": _view,

@@ -14,8 +14,11 @@ import onnx_ir as ir
 
 from edgepress.targets.lowering.dialect import DOMAIN, Builder, array_of, dtype_of, shape_of
 
-_WINDOWS = {"Conv", "QConv", "MaxPool", "AveragePool", "QAveragePool"}
-_FOLLOWING = {"Rescale", "Table", "Quantize", "Dequantize", "QAdd", "QMul", "QSoftmax"}
+_WINDOWS = {"Conv", "QConv", "MaxPool", "AveragePool", "QAveragePool", "Resize"}
+_FOLLOWING = {
+    "Activation", "Dequantize", "Interlace", "QAdd", "QMul", "QSoftmax",
+    "Quantize", "Rescale", "Table",
+}  # fmt: skip
 _WITH_TABLE = ("QSoftmax", "Table")
 _ALONG_AN_AXIS = ("Concat", "QSoftmax")
 _ELEMENTWISE = {

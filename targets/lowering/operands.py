@@ -11,7 +11,12 @@ import onnx_ir as ir
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.lowering.assembly import Assembly
 from edgepress.targets.lowering.dialect import dtype_of, shape_of
-from edgepress.targets.lowering.node_attributes import operand_of, pair_of
+from edgepress.targets.lowering.node_attributes import (
+    constant_of,
+    operand_of,
+    pair_of,
+    residual_of,
+)
 from edgepress.targets.schedules.stage import StageShape, stage
 
 Array = npt.NDArray[Any]
@@ -46,17 +51,19 @@ def staged(
 
 
 def isa_for(assembly: Assembly, node: ir.Node) -> Isa:
-    """Return the instruction set for the dtypes of a node's input and weights."""
+    """Return the instruction set for a node's input and weights."""
     operands = (dtype_of(operand_of(value)) for value in node.inputs[:2])
-    return assembly.isa.for_operands(*operands)
+    return assembly.isa.for_operands(*operands).for_weights(constant_of(node, 1))
 
 
 def call_window(
     assembly: Assembly, node: ir.Node, kernel: str, x: str, label: str, packed: dict[str, Array]
 ) -> None:
-    """Append a call that reads x and constants; they are named after the node."""
+    """Append a call that reads x, constants named after the node, and a residual if it has one."""
     constants = [assembly.constant(f"{label}.{key}", array) for key, array in packed.items()]
-    assembly.call(kernel, [x, *constants], assembly.declare(node.outputs[0]), label)
+    residual = residual_of(node)
+    added = [] if residual is None else [assembly.tensor(residual)]
+    assembly.call(kernel, [x, *constants, *added], assembly.declare(node.outputs[0]), label)
 
 
 def centred_bias(bias: Array, weights: Array, zero_point: int) -> Array:

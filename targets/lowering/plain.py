@@ -8,6 +8,8 @@ from typing import Any
 from tvm import ir, tirx
 
 _C_CALLING_CONVENTION = 1
+# Attribute of a function whose generator binds whatever it uses more than once.
+BOUND = "edgepress.bound"
 
 
 def plain_function(name: str, buffers: Sequence[Any], body: Any) -> Any:

@@ -130,6 +130,15 @@ def exponent(scale: Any) -> int | None:
     return power - 1 if mantissa == 0.5 else None
 
 
+def fixed_point_exponent(scale: Any, zero_point: int, dtype: str) -> int | None:
+    """Return the exponent of a scale of a fixed-point graph; None where floats are quicker.
+
+    >>> fixed_point_exponent(0.25, 128, "uint8"), fixed_point_exponent(0.25, 127, "uint8")
+    (-2, None)
+    """
+    return exponent(scale) if zero_point == (128 if dtype == "uint8" else 0) else None
+
+
 def are_powers_of_two(*scales: Any) -> bool:
     """Tell whether all scales, single ones and arrays of them, are powers of two."""
     return all(exponent(s) is not None for given in scales for s in np.ravel(np.asarray(given)))

@@ -94,4 +94,13 @@ def _axis(state: Integers, node: ir.Node) -> int:
     return node.attributes.get_int("axis", default) % len(shape_of(node.outputs[0]))
 
 
+def softmax_axes(node: ir.Node) -> tuple[int, int]:
+    """Return the first axis of those that sum to 1 together, and the one behind the last."""
+    rank, graph = len(shape_of(node.outputs[0])), node.graph
+    opset = graph.opset_imports.get("", _SINCE_ONE_AXIS) if graph is not None else _SINCE_ONE_AXIS
+    one = opset >= _SINCE_ONE_AXIS
+    axis = node.attributes.get_int("axis", -1 if one else 1) % rank
+    return axis, axis + 1 if one else rank
+
+
 SOFTMAX = {"Softmax": Rule(_accepts_softmax, _emit_softmax)}

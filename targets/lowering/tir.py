@@ -9,7 +9,8 @@ import tvm
 import tvm_ffi
 from tvm import s_tir, tirx
 
-from edgepress.targets.lowering.plain import plain_function
+from edgepress.targets.lowering.plain import BOUND, plain_function
+from edgepress.targets.schedules.deferred import expand_deferred
 from edgepress.targets.schedules.elementary import expand_elementary, expand_erf
 
 _INDEX_BITS = 32
@@ -91,6 +92,16 @@ def _locals_on_stack(function: Any) -> Any:
     return function.with_body(tvm_ffi.structural_map(function.body, (tvm.ir.Var, replace)))
 
 
+def _common_subexpressions(function: Any) -> Any:
+    """Compute once what occurs twice; the slowest pass by far for a kernel of many statements.
+
+    A generator that has bound all of it itself says so.
+    """
+    if function.attrs is not None and BOUND in function.attrs:
+        return function
+    return tirx.transform.CommonSubexprElim()(tvm.IRModule({"kernel": function}))["kernel"]
+
+
 def _on_cpu(function: Any) -> Any:
     """Say which device's workspace to use; LowerTVMBuiltin wants to know."""
     body = function.body
@@ -131,11 +142,12 @@ def _passes() -> list[Any]:
         tirx.transform.StmtSimplify(),
         tirx.transform.RemoveNoOp(),
         s_tir.transform.RewriteUnsafeSelect(),
-        tirx.transform.CommonSubexprElim(),
+        _pass(_common_subexpressions),
         tirx.transform.VerifyMemory(),
         tirx.transform.SplitHostDevice(),
         _pass(_on_cpu),
         tirx.transform.LowerTVMBuiltin(),
         _pass(_return_zero),
         tirx.transform.LowerIntrin(),
+        _pass(expand_deferred),
     ]

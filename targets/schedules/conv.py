@@ -14,13 +14,25 @@ kernel width × channels / group), padded with zeros to whole vectors of output 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from tvm import tirx
 
 from edgepress.targets.isa.base import Isa
+from edgepress.targets.schedules.by_element import product_cost, reach, store_cost
+from edgepress.targets.schedules.conv_matrix import (
+    GROUP,
+    by_matrices,
+    copied,
+    exchange,
+    held_registers,
+    reduce_pairs,
+    step_cost,
+)
 from edgepress.targets.schedules.emit import (
     Buffer,
     Expr,
@@ -31,10 +43,21 @@ from edgepress.targets.schedules.emit import (
     load,
     repeat,
 )
-from edgepress.targets.schedules.epilogue import Epilogue, Requantise, factor_dtype, finish
+from edgepress.targets.schedules.epilogue import (
+    Added,
+    Epilogue,
+    Requantise,
+    factor_dtype,
+    first_step,
+)
+from edgepress.targets.schedules.outputs import Outputs
 
 Array = npt.NDArray[Any]
 _PARALLEL_MACS = 2_000_000  # below this, waking a second thread costs more than it saves
+# LLVM unrolls short reductions inside the loop over the window's rows, and then holds inputs and
+# weights of several steps at once: with a full tile of accumulators, it spills some of them.
+_UNROLLED_STEPS, _UNROLLED_REGISTERS = 8, 6
+_UNROLLED = 800  # products in a line of code for several blocks of channels
 
 
 @dataclass(frozen=True)
@@ -93,28 +116,59 @@ def step(isa: Isa, quantized: bool) -> int:
 
 def choose_tile(shape: ConvShape, isa: Isa, quantized: bool) -> Tile:
     """Pick the tile whose instruction count over the whole layer is least."""
+    costs = tile_costs(shape, isa, quantized)
+    return min(costs, key=costs.__getitem__, default=Tile(1, 1))
+
+
+def tile_costs(shape: ConvShape, isa: Isa, quantized: bool) -> dict[Tile, float]:
+    """Estimate the instructions of the whole layer for every tile that fits the registers."""
     shape = shape.flattened()
     vectors = -(-shape.out_channels // shape.groups // isa.lanes)
+    spared = 1 - last_width(shape, isa) / isa.lanes  # of the last vector
     widening = quantized and isa.staged == "int16"
+    short = shape.kernel[1] * shape.channels // step(isa, quantized) <= _UNROLLED_STEPS
+    spread = quantized and isa.vector_bytes == 64 and shape.kernel[0] > 1 and short
     products = 2 if quantized and isa.group == 2 else 1
-    best, best_cost = Tile(1, 1), float("inf")
+    costs: dict[Tile, float] = {}
+    inputs_held = isa.group == 1 or isa.by_element
+    steps = shape.kernel[0] * shape.kernel[1] * shape.channels / (isa.group if quantized else 1)
+    matrices = by_matrices(shape, isa, quantized)
     for columns in range(1, min(vectors, 4) + 1):
         for most_rows in range(1, 29):
-            held = most_rows * columns + columns + (most_rows if isa.group == 1 else 1) + widening
+            held = most_rows * columns + columns + (most_rows if inputs_held else 1) + widening
+            held += isa.temporaries if quantized else 0
+            if matrices:
+                held = held_registers(most_rows, columns)
+            held += _UNROLLED_REGISTERS if spread else 0
             if held > isa.vector_registers:
                 break
             count = -(-shape.out_width // most_rows)
             rows = -(-shape.out_width // count)
             cost = 0.0
             for height, tiles in ((rows, shape.out_width // rows), (shape.out_width % rows, 1)):
-                for width, blocks in ((columns, vectors // columns), (vectors % columns, 1)):
+                for width, blocks in _parts(vectors, columns, spared):
                     if height and width:
+                        if isa.by_element:
+                            work = product_cost(height, width, isa, quantized, step(isa, quantized))
+                            if matrices:
+                                work = step_cost(height, width)
+                            if quantized:
+                                work += height * store_cost(width) / steps
+                            cost += tiles * blocks * work
+                            continue
                         loads = 0.55 * (height + width * (2 if widening else 1))
                         work = max(height * width * products, loads, 5)
                         cost += tiles * blocks * (work + 0.1 * loads)
-            if cost < best_cost:
-                best, best_cost = Tile(rows, columns), cost
-    return best
+            costs.setdefault(Tile(rows, columns), cost)
+    return costs
+
+
+def _parts(vectors: int, columns: int, spared: float) -> list[tuple[float, int]]:
+    """Split vectors of channels into blocks: `(vectors, how many such blocks)`."""
+    full, rest = divmod(vectors, columns)
+    if spared and not rest:
+        full, rest = full - 1, columns
+    return [(columns, full), (rest - spared if rest else 0, 1)]
 
 
 def _blocks(shape: ConvShape, isa: Isa, tile: Tile) -> tuple[int, int, int]:
@@ -126,6 +180,15 @@ def _blocks(shape: ConvShape, isa: Isa, tile: Tile) -> tuple[int, int, int]:
     return full, vectors, rest - (vectors - 1) * isa.lanes if vectors else 0
 
 
+def last_width(shape: ConvShape, isa: Isa) -> int:
+    """Return the lanes of the last vector of channels.
+
+    512 bits run as two halves on many cores: where half a vector is enough, it takes half the time.
+    """
+    half, rest = isa.lanes // 2, shape.out_channels % isa.lanes
+    return half if isa.vector_bytes == 64 and shape.groups == 1 and 0 < rest <= half else isa.lanes
+
+
 def pack_weights(weights: Array, shape: ConvShape, isa: Isa, tile: Tile) -> Array:
     """Pack `[out, in / groups, kh, kw]` weights for the kernel of the same shape and tile.
 
@@ -133,11 +196,14 @@ def pack_weights(weights: Array, shape: ConvShape, isa: Isa, tile: Tile) -> Arra
     """
     out, given, height, width = weights.shape
     group = 1 if weights.dtype == np.float32 else isa.group
+    group = GROUP if by_matrices(shape, isa, group > 1) else group
     per_group = out // shape.groups
     padded = np.zeros((out, height, width, shape.channels), weights.dtype)
     padded[..., :given] = weights.transpose(0, 2, 3, 1)
     full, last, _ = _blocks(shape, isa, tile)
-    widths = [tile.columns * isa.lanes] * full + ([last * isa.lanes] if last else [])
+    widths = [tile.columns * isa.lanes] * full
+    if last:
+        widths.append((last - 1) * isa.lanes + last_width(shape, isa))
     parts = []
     for first_of_group in range(0, out, per_group):
         first = first_of_group
@@ -145,7 +211,11 @@ def pack_weights(weights: Array, shape: ConvShape, isa: Isa, tile: Tile) -> Arra
             block = np.zeros((lanes, height, width * shape.channels // group, group), weights.dtype)
             stop = min(first + lanes, first_of_group + per_group)
             block[: stop - first] = padded[first:stop].reshape(-1, *block.shape[1:])
-            parts.append(block.transpose(1, 2, 0, 3).ravel())
+            packed = block.transpose(1, 2, 0, 3)
+            if group == 4 and isa.by_pairs:
+                by_lane = packed.reshape(*packed.shape[:2], -1, isa.lanes, 2, 2)
+                packed = by_lane.swapaxes(-2, -3)
+            parts.append(packed.ravel())
             first = stop
     return np.concatenate(parts)
 
@@ -170,11 +240,11 @@ def conv(
     """Generate the kernel.
 
     Arguments of the kernel: x (staged), weights (packed; int8 or int16 for integers), bias
-    (packed), for integers the multipliers or shifts (packed), y `[batch, out_height, out_width,
-    out_channels]`.
+    (packed), for integers the multipliers or shifts (packed), the residual where one is added, y
+    `[batch, out_height, out_width, out_channels]`.
     """
     shape = shape.flattened()
-    quantized = isinstance(epilogue, Requantise)
+    quantized = isinstance(first_step(epilogue), Requantise)
     kernel = Kernel(name)
     TileWriter(kernel, shape, isa, epilogue, tile, weights_dtype if quantized else "float32").tiles(
         tile
@@ -182,8 +252,15 @@ def conv(
     return kernel.finish()
 
 
+def widths_of(held: Sequence[Sequence[Buffer]]) -> list[int]:
+    """Return the lanes of each vector of accumulators."""
+    return [int(register.shape[0]) for register in held[0]]
+
+
 class TileWriter:
     """Emits tiles; holds what every tile of one kernel has in common."""
+
+    narrows_last = True  # whether it can make the last vector of channels half as wide
 
     def __init__(
         self,
@@ -199,34 +276,53 @@ class TileWriter:
         quantized = self.quantized
         self.group = isa.group if quantized else 1
         self.step = step(isa, quantized)
+        self.matrices = by_matrices(shape, isa, quantized)
+        if self.matrices:
+            self.group = self.step = GROUP
         self.pitch = shape.channels * shape.groups
         vectors = -(-(shape.out_channels // shape.groups) // isa.lanes)
         self.packed = vectors * isa.lanes
         self.full, self.last, self.last_lanes = _blocks(shape, isa, tile)
+        self.last_width = last_width(shape, isa) if self.narrows_last else isa.lanes
         # Neighbouring columns of the kernel window lie next to each other in memory, so that both
         # reductions are one.
         joined = shape.dilations[1] == 1 and shape.groups == 1
         kernel_height, kernel_width = shape.kernel
         self.window_columns = 1 if joined else kernel_width
         self.steps = (kernel_width if joined else 1) * shape.channels // self.step
-        self.weights_per_lane = kernel_height * kernel_width * shape.channels
+        self.reach = (
+            isa.vector_bytes // GROUP if self.matrices else reach(isa, quantized, self.step)
+        )
+        self.steps_per_block = kernel_height * self.window_columns * self.steps
+        self.weights_per_lane = kernel_height * kernel_width * self.inputs_per_lane()
         staged = isa.staged if quantized else "float32"
         size = shape.batch * shape.height * shape.width * self.pitch
         channels = self.packed * shape.groups
         self.x = kernel.argument("x", staged, size)
         self.weights_dtype = weights_dtype
-        self.weights = kernel.argument("weights", weights_dtype, channels * self.weights_per_lane)
+        narrower = isa.lanes - self.last_width
+        lanes = channels - narrower
+        self.weights = kernel.argument("weights", weights_dtype, lanes * self.weights_per_lane)
         self.accumulator = "int32" if quantized else "float32"
         self.declare(channels)
         outputs = shape.batch * shape.out_height * shape.out_width * shape.out_channels
-        self.y = kernel.argument("y", epilogue.dtype, outputs)
+        residual = None
+        if isinstance(epilogue, Added):
+            residual = kernel.argument("residual", epilogue.residual_dtype, outputs)
+        y = kernel.argument("y", epilogue.dtype, outputs)
+        self.outputs = Outputs(kernel, isa, epilogue, y, shape.out_channels, residual)
+
+    def inputs_per_lane(self) -> int:
+        """Return how many input channels each output channel multiplies."""
+        return self.shape.channels
 
     def declare(self, channels: int) -> None:
         """Declare the arguments between the weights and the outputs."""
         self.bias = self.kernel.argument("bias", self.accumulator, channels)
         self.multiplier = None
-        if isinstance(self.epilogue, Requantise):
-            dtype = factor_dtype(self.epilogue)
+        first = first_step(self.epilogue)
+        if isinstance(first, Requantise):
+            dtype = factor_dtype(first)
             self.multiplier = self.kernel.argument("multiplier", dtype, channels)
 
     def tiles(self, tile: Tile) -> None:
@@ -234,7 +330,8 @@ class TileWriter:
         kernel, shape = self.kernel, self.shape
         full_tiles, last_rows = divmod(shape.out_width, tile.rows)
         lines = shape.batch * shape.out_height
-        threaded = shape.macs >= _PARALLEL_MACS
+        macs = shape.macs // shape.channels * self.inputs_per_lane()
+        threaded = macs >= _PARALLEL_MACS
         by_line = threaded and lines > 1
         with kernel.loop("line", lines, parallel=by_line) as line:
             many = threaded and not by_line and full_tiles > 1
@@ -255,7 +352,13 @@ class TileWriter:
         corner = self.kernel.let("corner", (top + first * shape.strides[1]) * self.pitch)
         pixel = self.kernel.let("pixel", (line * shape.out_width + first) * shape.out_channels)
         with self.kernel.loop("group", shape.groups) as group:
-            if self.full:
+            # Where LLVM unrolls the reduction, a loop over blocks would make it keep the inputs of
+            # the whole tile on the stack.
+            products = self.full * self.steps_per_block * rows * self.columns
+            if self.full and products <= (0 if self.isa.by_element else _UNROLLED):
+                for block in range(self.full):
+                    self.block(corner, pixel, group, block, rows, self.columns, self.isa.lanes)
+            elif self.full:
                 with self.kernel.loop("block", self.full, parallel) as block:
                     self.block(corner, pixel, group, block, rows, self.columns, self.isa.lanes)
             if self.last:
@@ -276,80 +379,104 @@ class TileWriter:
         channel = kernel.let("channel", group * self.packed + block * (self.columns * lanes))
         x_base = kernel.let("x_base", corner + group * shape.channels)
         w_base = kernel.let("w_base", channel * self.weights_per_lane)
+        widths = [lanes] * columns
+        if last_lanes < lanes:
+            widths[-1] = self.last_width
         held = [
-            [kernel.registers("held", self.accumulator, lanes) for _ in range(columns)]
+            [kernel.registers("held", self.accumulator, width) for width in widths]
             for _ in range(rows)
         ]
         self.begin(held, channel)
+        self.rows = rows
+        if self.matrices:
+            held += [copied(kernel, held[-1])] if rows % 2 else []
+            exchange(kernel, held)
         with (
             kernel.loop("window_row", shape.kernel[0]) as window_row,
             kernel.loop("window_column", self.window_columns) as window_column,
-            kernel.loop("k", self.steps) as k,
         ):
             offset = window_row * (shape.dilations[0] * shape.width * self.pitch)
-            offset += window_column * (shape.dilations[1] * self.pitch) + k * self.step
-            done = (window_row * self.window_columns + window_column) * self.steps + k
-            width = self.step * columns * lanes
-            self.reduce(held, x_base + offset, w_base + done * width)
+            offset += window_column * (shape.dilations[1] * self.pitch)
+            done = (window_row * self.window_columns + window_column) * self.steps
+            width = self.step * sum(widths)
+            for first, steps, count in chunks(self.steps, self.reach):
+                with kernel.loop("k", count) as k:
+                    at = first + k * steps
+                    x_index = x_base + offset + at * self.step
+                    self.reduce(held, x_index, w_base + (done + at) * width, steps)
         out_channel = group * (shape.out_channels // shape.groups) + block * (self.columns * lanes)
         y_base = kernel.let("y_base", pixel + out_channel)
-        self.end(held, channel, y_base, last_lanes)
+        if self.matrices:
+            exchange(kernel, held)
+        self.end(held[:rows], channel, y_base, last_lanes)
 
     def begin(self, held: list[list[Buffer]], channel: Expr) -> None:
         """Start all accumulators at the bias."""
-        lanes = self.isa.lanes
-        for column in range(len(held[0])):
-            bias = load(self.bias, channel + column * lanes, lanes)
+        for column, width in enumerate(widths_of(held)):
+            bias = load(self.bias, channel + column * self.isa.lanes, width)
             start = self.kernel.let("start", bias)
             for accumulators in held:
-                self.kernel.store(accumulators[column], 0, start, lanes)
+                self.kernel.store(accumulators[column], 0, start, width)
 
     def end(self, held: list[list[Buffer]], channel: Expr, y_base: Expr, last_lanes: int) -> None:
         """Turn all accumulators into outputs; the last vector has `last_lanes` of them."""
-        kernel, lanes, columns = self.kernel, self.isa.lanes, len(held[0])
-        for column in range(columns):
-            valid = last_lanes if column == columns - 1 else lanes
+        scales = []
+        for column, width in enumerate(widths_of(held)):
             scale = None
             if self.multiplier is not None:
-                scale = kernel.let("scale", load(self.multiplier, channel + column * lanes, lanes))
-            for row, accumulators in enumerate(held):
-                accumulator = load(accumulators[column], 0, lanes)
-                value = kernel.let("value", finish(accumulator, scale, self.epilogue, lanes))
-                self.store(y_base + row * self.shape.out_channels + column * lanes, value, valid)
+                scale = load(self.multiplier, channel + column * self.isa.lanes, width)
+                scale = self.kernel.let("scale", scale)
+            scales.append(scale)
+        self.outputs.tile(held, scales, y_base, last_lanes)
 
-    def reduce(self, held: list[list[Buffer]], x_index: Expr, w_index: Expr) -> None:
-        """Emit one reduction step: every input of the step times every weight vector."""
-        kernel, lanes, group = self.kernel, self.isa.lanes, self.group
-        rows, columns = len(held), len(held[0])
+    def reduce(self, held: list[list[Buffer]], x_index: Expr, w_index: Expr, steps: int) -> None:
+        """Emit reduction steps: every input of theirs times every weight vector."""
+        kernel, group, widths = self.kernel, self.group, widths_of(held)
+        rows, size = len(held), self.step * steps
         stride = self.shape.strides[1] * self.pitch
         x_index, w_index = kernel.let("x_at", x_index), kernel.let("w_at", w_index)
         inputs = []
-        if self.step > group:
+        if size > group or self.matrices:
             inputs = [
-                kernel.let("x", load(self.x, x_index + row * stride, self.step))
-                for row in range(rows)
+                kernel.let("x", load(self.x, x_index + row * stride, size))
+                for row in range(self.rows)
             ]
-        for part in range(self.step // group):
-            weights = self.weight_vectors(w_index + part * columns * lanes * group, columns)
+        if self.matrices:
+            inputs += inputs[-1:] * (rows - self.rows)
+            reduce_pairs(kernel, self.isa, held, inputs, (self.weights, w_index), steps)
+            return
+        for part in range(size // group):
+            weights = self.weight_vectors(w_index + part * sum(widths) * group, widths)
             for row in range(rows):
                 if inputs:
-                    x = lanes_of(inputs[row], part * group, group, self.step)
+                    x = lanes_of(inputs[row], part * group, group, size)
                 else:
                     x = kernel.let("x", load(self.x, x_index + row * stride, group))
-                for column in range(columns):
-                    total = load(held[row][column], 0, lanes)
-                    if self.quantized:
-                        total = self.isa.dot(total, x, weights[column])
-                    else:
-                        total = total + repeat(x, lanes) * weights[column]
-                    kernel.store(held[row][column], 0, total, lanes)
+                for column, width in enumerate(widths):
+                    total = load(held[row][column], 0, width)
+                    total = self.multiplied(total, x, weights[column], width)
+                    kernel.store(held[row][column], 0, total, width)
 
-    def weight_vectors(self, index: Expr, columns: int) -> list[Expr]:
+    def multiplied(self, total: Expr, x: Expr, weights: Expr, width: int) -> Expr:
+        """Add to every lane its weights times the inputs of one pixel."""
+        if not self.quantized:
+            return total + repeat(x, width) * weights
+        if width == self.isa.lanes:
+            return self.isa.dot(total, x, weights)
+        repeated = tirx.Broadcast(tirx.reinterpret("int32", x), width)
+        inputs = tirx.reinterpret(f"{self.isa.staged}x{self.group * width}", repeated)
+        if self.group == 2:
+            weights = cast(weights, "int16", 2 * width)
+        return self.isa.lane_dot(total, inputs, weights)
+
+    def weight_vectors(self, index: Expr, widths: Sequence[int]) -> list[Expr]:
         """Load one weight vector per column."""
-        kernel, width = self.kernel, self.isa.lanes * self.group
+        kernel, columns, width = self.kernel, len(widths), self.isa.lanes * self.group
         if self.weights_dtype != "int8" or width >= 16 or self.isa.lanes == 1:
-            parts = (load(self.weights, index + c * width, width) for c in range(columns))
-            return [kernel.let("w", part) for part in parts]
+            return [
+                kernel.let("w", load(self.weights, index + column * width, lanes * self.group))
+                for column, lanes in enumerate(widths)
+            ]
         # Eight bytes a load, widened to the two halves of one register: less would mean more
         # loads than products.
         weights = []
@@ -360,12 +487,3 @@ class TileWriter:
             for half in range(0, pair, width):
                 weights.append(kernel.let("w", lanes_of(wide, half, width, pair)))
         return weights
-
-    def store(self, index: Expr, value: Expr, valid: int) -> None:
-        """Store the first `valid` lanes."""
-        for first, lanes, count in chunks(valid, self.isa.lanes):
-            for i in range(count):
-                at = first + i * lanes
-                self.kernel.store(
-                    self.y, index + at, lanes_of(value, at, lanes, self.isa.lanes), lanes
-                )

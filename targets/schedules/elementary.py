@@ -1,4 +1,4 @@
-"""exp, log, tanh, erf and sigmoid of float32 as vector arithmetic.
+"""exp, log, tanh, erf, sigmoid, GELU and SiLU of float32 as vector arithmetic.
 
 LLVM calls libm once per lane for these. Here each is a polynomial over whole vectors, within 2 ulp
 of the exact value, right for infinities, NaN and denormal results, and needs no instruction that
@@ -17,7 +17,7 @@ from tvm import tirx
 
 Expr = Any
 
-_LOG2_E = 1.44269504088896341
+LOG2_E = 1.44269504088896341
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4  # the high part has 9 bits: n * high is exact
 _ROUND = 12582912.0  # 1.5 * 2**23: adding it rounds to an integer, held in the low bits
 _ROUND_BITS = 0x4B400000
@@ -26,6 +26,14 @@ _SMALLEST_NORMAL, _LARGEST = 2.0**-126, 3.4028234663852886e38
 
 # Cephes expf, logf and tanhf; erff is Norbert Juffa's.
 _EXP = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 0.5)
+_EXP2 = (  # fitted to 2**r - 1 over r, |r| <= 1/2: relative error 2e-9 before rounding
+    1.5353362e-4,
+    1.3398875e-3,
+    9.6184369e-3,
+    5.5503324e-2,
+    2.4022648e-1,
+    6.9314718e-1,
+)
 _LOG = (
     7.0376836292e-2,
     -1.1514610310e-1,
@@ -52,6 +60,33 @@ _ERF_SMALL = (
     -3.76125336e-1,
     1.28379166e-1,
 )
+# The eighth roots of `_less_tail`, up to 6 and 5.5: least squares, weighted for the error of the
+# whole function and anew for its largest errors (Lawson's algorithm).
+_GELU = (
+    -2.93026744e-7,
+    7.43553164e-6,
+    -5.99806008e-5,
+    3.33740063e-5,
+    1.50611089e-3,
+    -6.73866423e-4,
+    -3.19269300e-2,
+    -9.14577544e-2,
+    9.17004049e-1,
+)
+_GELU_TANH = (
+    -6.04375217e-8,
+    1.41746864e-6,
+    -1.35135415e-5,
+    6.53452735e-5,
+    -1.59859279e-4,
+    1.66025347e-4,
+    -2.07316334e-4,
+    1.69523049e-3,
+    -6.47826178e-4,
+    -3.19172591e-2,
+    -9.14585143e-2,
+    9.17004049e-1,
+)
 _ERF_LARGE = (
     -1.72853470e-5,
     3.83197126e-4,
@@ -67,7 +102,7 @@ def exp(x: Expr) -> Expr:
     """Return e to the x: 2**n times a polynomial of the remainder, |remainder| <= ln(2) / 2."""
 
     def of(x: Expr) -> Expr:
-        shifted = fence(x * _like(x, _LOG2_E) + _like(x, _ROUND))
+        shifted = fence(x * _like(x, LOG2_E) + _like(x, _ROUND))
         return _let("shifted", shifted, lambda shifted: _exp_from_rounded(x, shifted))
 
     # Beyond these the result is 0 or infinity anyway. Max and Min return their second operand
@@ -90,6 +125,25 @@ def _exp_from_rounded(x: Expr, shifted: Expr) -> Expr:
 
     value = _let("r", remainder, polynomial)
     return _let("power", power, lambda power: scaled(value, power))
+
+
+def exp2_below_zero(x: Expr, bind: Callable[[str, Expr], Expr]) -> Expr:
+    """Return 2 to the x for x <= 0, or a little above, and 0 below -127: what softmax needs.
+
+    The polynomial of the remainder, |remainder| <= 1/2, is 1 at 0: the smallest power leaves no
+    bit of it, and no comparison is needed. NaN stays NaN.
+
+    Args:
+        x: float32.
+        bind: gives a value a name, as `Kernel.let` does.
+    """
+    bounded = bind("bounded", tirx.Max(_like(x, -127.0), x))  # its second operand where x is NaN
+    shifted = bind("shifted", fence(bounded + _like(x, _ROUND)))
+    r = bind("r", bounded - (fence(shifted) - _like(x, _ROUND)))
+    value = bind("value", _horner((*_EXP2, 1.0), r))
+    # the upper bits of `shifted` leave the register: n is left, where exponents are
+    power = tirx.shift_left(_as_int(shifted), _like_int(x, 23))
+    return _as_float(_as_int(value) + power)
 
 
 def log(x: Expr) -> Expr:
@@ -168,6 +222,48 @@ def _erf_of_large(t: Expr) -> Expr:
     # At 10 erf is 1 to the last bit; beyond it the polynomial would leave its range.
     bounded = tirx.Min(_like(t, 10.0), t)
     return _like(t, 1.0) - _let("b", bounded, lambda b: tirx.exp(_horner(_ERF_LARGE, b) * b - b))
+
+
+def gelu(x: Expr) -> Expr:
+    """Return x * Phi(x), with the normal distribution's Phi; within 1.3e-7 of max(1, |x|)."""
+    return _less_tail(x, _GELU, 6.0)
+
+
+def gelu_tanh(x: Expr) -> Expr:
+    """Return x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 x**3))) / 2 as exactly as `gelu`."""
+    return _less_tail(x, _GELU_TANH, 5.5)
+
+
+def _less_tail(x: Expr, coefficients: Sequence[float], end: float) -> Expr:
+    """Return max(x, 0) - t * tail(t), where t = |x| and tail falls smoothly from 1/2 to 0.
+
+    The eighth root of the tail is close to a polynomial, so no exponential is needed and no case is
+    distinguished; beyond `end` the product is below 1e-8, and stays what it is there.
+    """
+
+    def of(x: Expr) -> Expr:
+        return _let("t", tirx.Min(_like(x, end), _absolute(x)), lambda t: positive(x) - product(t))
+
+    def positive(x: Expr) -> Expr:
+        return tirx.Max(_like(x, 0.0), x)  # NaN stays NaN
+
+    def product(t: Expr) -> Expr:
+        return _squared(_squared(_squared(_horner(coefficients, t)))) * t
+
+    return _let("x", x, of)
+
+
+def _squared(x: Expr) -> Expr:
+    return _let("root", x, lambda root: root * root)
+
+
+def silu(x: Expr, slope: float = 1.0) -> Expr:
+    """Return x / (1 + exp(-slope * x))."""
+
+    def of(x: Expr) -> Expr:
+        return x / (_like(x, 1.0) + exp(_like(x, -slope) * x))
+
+    return _let("x", x, of)
 
 
 def expand_erf(function: Any) -> Any:
@@ -251,7 +347,14 @@ def _with_sign(magnitude: Expr, x: Expr) -> Expr:
 
 def fence(x: Expr) -> Expr:
     """Keep TVM and LLVM from simplifying across this sum, as (x + c) - c to x."""
+    return tirx.call_llvm_pure_intrin(*_fence(x))
+
+
+def once(x: Expr) -> Expr:
+    """Keep TVM from computing a value again where it is used: it must not repeat a Let inside."""
+    return tirx.call_llvm_intrin(*_fence(x))
+
+
+def _fence(x: Expr) -> tuple[str, str, Expr]:
     suffix = "f32" if _lanes(x) == 1 else f"v{_lanes(x)}f32"
-    return tirx.call_llvm_pure_intrin(
-        _with_lanes("float32", x), f"llvm.arithmetic.fence.{suffix}", x
-    )
+    return _with_lanes("float32", x), f"llvm.arithmetic.fence.{suffix}", x

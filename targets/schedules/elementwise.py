@@ -17,10 +17,9 @@ from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Expr, Kernel, cast, chunks, load, repeat, splat
 from edgepress.targets.schedules.epilogue import (
     Requantise,
-    Shift,
-    clamped_output,
-    divided,
+    finish_sum,
     requantise,
+    weighted_sum,
 )
 
 _PARALLEL_SIZE = 512 * 1024  # below this, waking a second thread costs more than it saves
@@ -114,11 +113,7 @@ def add(
     """Generate `requantise(a * factors[0] + b * factors[1])` on centred values: a, b, y."""
 
     def combine(values: list[Expr], lanes: int) -> Expr:
-        a, b = (
-            value * splat(weight, "int32", lanes)
-            for value, weight in zip(values, factors, strict=True)
-        )
-        return a + b
+        return weighted_sum(values, factors, lanes)
 
     return _combine(name, size, isa, list(operands), combine, factor, epilogue)
 
@@ -164,14 +159,8 @@ def _combine(
                 value = load(buffer, index if operand.period == size else within, lanes)
             centred = cast(value, "int32", lanes) - splat(operand.zero_point, "int32", lanes)
             values.append(kernel.let("centred", centred))
-        if isinstance(epilogue, Shift):
-            total = kernel.let("total", combine(values, lanes))
-            rounded = divided(total, int(factor), lanes)
-            kernel.store(y, index, clamped_output(rounded, epilogue, lanes), lanes)
-            return
-        total = kernel.let("total", cast(combine(values, lanes), "float32", lanes))
-        scaled = total * splat(factor, "float32", lanes)
-        kernel.store(y, index, requantise(scaled, epilogue, lanes), lanes)
+        total = kernel.let("total", combine(values, lanes))
+        kernel.store(y, index, finish_sum(total, factor, epilogue, lanes), lanes)
 
     for_each(kernel, size, min(operand.period for operand in operands), isa.lanes, body)
     return kernel.finish()

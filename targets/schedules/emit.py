@@ -7,7 +7,7 @@ buffers with constant indices that LLVM keeps in registers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,6 +42,10 @@ class Kernel:
         self.emit(tirx.AllocBuffer(buffer))
         return buffer
 
+    def workspace(self, name: str, dtype: str, size: int) -> Buffer:
+        """Allocate `size` elements for the rest of this block, from the workspace of the thread."""
+        return self.registers(name, dtype, size)
+
     def emit(self, statement: Any) -> None:
         """Append a statement to the current block."""
         self._blocks[-1].append(statement)
@@ -49,6 +53,14 @@ class Kernel:
     def store(self, buffer: Buffer, index: Expr, value: Expr, lanes: int = 1) -> None:
         """Store `lanes` neighbouring elements."""
         self.emit(tirx.BufferStore(buffer, value, [_ramp(index, lanes)]))
+
+    def prefetch(self, buffer: Buffer, index: Expr) -> None:
+        """Ask for the cache line of an element that is read soon; it may lie behind the buffer."""
+        arguments = (tirx.const(value, "int32") for value in (0, 3, 1))  # to read, often, data
+        address = tirx.address_of(load(buffer, index))
+        self.emit(
+            tirx.Evaluate(tirx.call_llvm_intrin("void", "llvm.prefetch", address, *arguments))
+        )
 
     def let(self, name: str, value: Expr) -> Expr:
         """Bind a value for the rest of the block."""
@@ -130,6 +142,16 @@ def lanes_of(value: Expr, first: int, count: int, lanes: int) -> Expr:
     if (first, count) == (0, lanes):
         return value
     return tirx.Shuffle([value], [tirx.const(first + i, "int32") for i in range(count)])
+
+
+def folded(kernel: Kernel, value: Expr, lanes: int, choose: Callable[[Expr, Expr], Expr]) -> Expr:
+    """Reduce the lanes of a vector to one value."""
+    while lanes > 1:
+        value, lanes = kernel.let("whole", value), lanes // 2
+        value = choose(
+            lanes_of(value, 0, lanes, 2 * lanes), lanes_of(value, lanes, lanes, 2 * lanes)
+        )
+    return kernel.let("folded", value)
 
 
 def chunks(size: int, widest: int) -> list[tuple[int, int, int]]:

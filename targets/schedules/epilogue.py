@@ -11,15 +11,20 @@ change a bit: every instruction is a correctly rounded IEEE 754 operation on eve
 With shifts, in integers alone::
 
     y = zero_point + clamp(round_half_even(accumulator / 2**n), low, high)
+
+`Added` puts the sum with another tensor, a residual, behind either.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from tvm import tirx
 
+from edgepress.targets.schedules.activations import Activation, activated
+from edgepress.targets.schedules.elementary import fence
 from edgepress.targets.schedules.emit import Expr, cast, splat, vector
 
 _ROUNDING = 12582912.0  # 1.5 * 2**23: the sum's last mantissa bit is worth 1
@@ -29,12 +34,19 @@ _BEYOND = 2**17  # more than any output less its zero point
 
 @dataclass(frozen=True)
 class Requantise:
-    """An 8-bit or 16-bit output: dtype, zero point and the clamp that a fused activation leaves."""
+    """An 8-bit or 16-bit output: dtype, zero point and the clamp that a fused activation leaves.
+
+    Attributes:
+        dtype, zero_point, low, high: as they say.
+        fits: whether no accumulator times its multiplier reaches 2**31, as with multipliers below
+            1. Kernels may then clamp after rounding.
+    """
 
     dtype: str
     zero_point: int
     low: int
     high: int
+    fits: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -50,14 +62,54 @@ class Shift(Requantise):
 
 @dataclass(frozen=True)
 class Clip:
-    """A float32 output, clamped to `[low, high]` by a fused ReLU or Clip (infinite: not at all)."""
+    """A float32 output, clamped to `[low, high]` by a fused ReLU or Clip (infinite: not at all).
+
+    An activation function, if there is one, comes after the clamp.
+    """
 
     low: float = -np.inf
     high: float = np.inf
     dtype: str = "float32"
+    activation: Activation | None = None
 
 
-Epilogue = Requantise | Clip
+@dataclass(frozen=True)
+class Added:
+    """An output plus a residual: a tensor of the output's shape that is added in registers.
+
+    Integers follow the rule of Add in docs/integer.md to the bit: accumulators become the integers
+    that would have been stored (`inner`), these and the residual are centred and scaled by
+    `factors`, and the sum becomes the output by `factor`, a multiplier or places to shift, and
+    `final`. Floats are added as they are.
+
+    Attributes:
+        inner: what accumulators become before the addition.
+        final: what the sum becomes.
+        residual_dtype: dtype of the residual.
+        residual_zero_point: its zero point.
+        factors: of the inner output and of the residual.
+        factor: of the sum.
+    """
+
+    inner: Requantise | Clip
+    final: Requantise | Clip
+    residual_dtype: str = "float32"
+    residual_zero_point: int = 0
+    factors: tuple[int, int] = (1, 1)
+    factor: float = 1.0
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the output."""
+        return self.final.dtype
+
+
+Epilogue = Requantise | Clip | Added
+
+
+def first_step(epilogue: Epilogue) -> Requantise | Clip:
+    """Return what accumulators become before anything is added to them."""
+    return epilogue.inner if isinstance(epilogue, Added) else epilogue
 
 
 def factor_dtype(epilogue: Requantise) -> str:
@@ -67,13 +119,26 @@ def factor_dtype(epilogue: Requantise) -> str:
 
 def requantise(scaled: Expr, epilogue: Requantise, lanes: int) -> Expr:
     """Turn float32 lanes, already multiplied, into output lanes by the rule above."""
-    clamped = tirx.Max(
+    return cast(requantised(scaled, epilogue, lanes), epilogue.dtype, lanes)
+
+
+def requantised(scaled: Expr, epilogue: Requantise, lanes: int) -> Expr:
+    """Return the same in int32 lanes."""
+    rounded = nearest(_limited(scaled, epilogue, lanes), lanes)
+    return rounded + splat(epilogue.zero_point, "int32", lanes)
+
+
+def _limited(scaled: Expr, epilogue: Requantise, lanes: int) -> Expr:
+    """Clamp float32 lanes to the limits less the zero point."""
+    return tirx.Max(
         tirx.Min(scaled, splat(float(epilogue.high - epilogue.zero_point), "float32", lanes)),
         splat(float(epilogue.low - epilogue.zero_point), "float32", lanes),
     )
-    rounded = tirx.reinterpret(vector("int32", lanes), clamped + splat(_ROUNDING, "float32", lanes))
-    integer = rounded - splat(_ROUNDING_BITS - epilogue.zero_point, "int32", lanes)
-    return cast(integer, epilogue.dtype, lanes)
+
+
+def _output(centred: Expr, epilogue: Requantise, lanes: int) -> Expr:
+    """Add the zero point to int32 lanes that are clamped already, and narrow them."""
+    return cast(centred + splat(epilogue.zero_point, "int32", lanes), epilogue.dtype, lanes)
 
 
 def nearest(value: Expr, lanes: int) -> Expr:
@@ -87,12 +152,16 @@ def nearest(value: Expr, lanes: int) -> Expr:
 
 def clamped_output(rounded: Expr, epilogue: Requantise, lanes: int, dtype: str = "int32") -> Expr:
     """Clamp integer lanes that are rounded already, add the zero point and narrow them."""
+    return _output(_clamped(rounded, epilogue, lanes, dtype), epilogue, lanes)
+
+
+def _clamped(rounded: Expr, epilogue: Requantise, lanes: int, dtype: str = "int32") -> Expr:
+    """Clamp integer lanes that are rounded already; int32 lanes without the zero point."""
     clamped = tirx.Max(
         tirx.Min(rounded, splat(epilogue.high - epilogue.zero_point, dtype, lanes)),
         splat(epilogue.low - epilogue.zero_point, dtype, lanes),
     )
-    narrow = clamped if dtype == "int32" else cast(clamped, "int32", lanes)
-    return cast(narrow + splat(epilogue.zero_point, "int32", lanes), epilogue.dtype, lanes)
+    return clamped if dtype == "int32" else cast(clamped, "int32", lanes)
 
 
 def divided(value: Expr, places: int, lanes: int, dtype: str = "int32") -> Expr:
@@ -143,7 +212,13 @@ def _doubled(value: Expr, places: Expr, lanes: int, dtype: str) -> Expr:
     return limited << places
 
 
-def finish(accumulator: Expr, multiplier: Expr | None, epilogue: Epilogue, lanes: int) -> Expr:
+def finish(
+    accumulator: Expr,
+    multiplier: Expr | None,
+    epilogue: Epilogue,
+    lanes: int,
+    residual: Expr | None = None,
+) -> Expr:
     """Turn accumulator lanes into output lanes.
 
     Args:
@@ -151,7 +226,10 @@ def finish(accumulator: Expr, multiplier: Expr | None, epilogue: Epilogue, lanes
         multiplier: float32 lanes, or int32 lanes of shifts for `Shift`.
         epilogue: what to do.
         lanes: how many.
+        residual: what is added, for `Added` alone: lanes of `epilogue.residual_dtype`.
     """
+    if isinstance(epilogue, Added):
+        return _finish_added(accumulator, multiplier, epilogue, lanes, residual)
     if isinstance(epilogue, Shift):
         rounded = shifted(accumulator, multiplier, epilogue.left, lanes)
         return clamped_output(rounded, epilogue, lanes)
@@ -161,4 +239,47 @@ def finish(accumulator: Expr, multiplier: Expr | None, epilogue: Epilogue, lanes
         accumulator = tirx.Max(accumulator, splat(float(epilogue.low), "float32", lanes))
     if epilogue.high != np.inf:
         accumulator = tirx.Min(accumulator, splat(float(epilogue.high), "float32", lanes))
+    if epilogue.activation is not None:
+        return activated(accumulator, epilogue.activation, lanes)
     return accumulator
+
+
+def _finish_added(
+    accumulator: Expr, multiplier: Expr | None, epilogue: Added, lanes: int, residual: Expr | None
+) -> Expr:
+    """Turn accumulator lanes and residual lanes into output lanes."""
+    if not isinstance(epilogue.inner, Requantise):
+        own = finish(accumulator, multiplier, epilogue.inner, lanes)
+        return finish(own + residual, None, epilogue.final, lanes)
+    assert isinstance(epilogue.final, Requantise)
+    own = _centred(accumulator, multiplier, epilogue.inner, lanes)
+    point = splat(epilogue.residual_zero_point, "int32", lanes)
+    total = weighted_sum([own, cast(residual, "int32", lanes) - point], epilogue.factors, lanes)
+    return finish_sum(total, epilogue.factor, epilogue.final, lanes)
+
+
+def weighted_sum(values: Sequence[Expr], factors: Sequence[int], lanes: int) -> Expr:
+    """Return the sum of int32 lanes, each times its factor."""
+    a, b = (
+        value * splat(factor, "int32", lanes) for value, factor in zip(values, factors, strict=True)
+    )
+    return a + b
+
+
+def finish_sum(total: Expr, factor: float, epilogue: Requantise, lanes: int) -> Expr:
+    """Turn int32 lanes into output lanes by one factor: a multiplier, or places for `Shift`."""
+    if isinstance(epilogue, Shift):
+        return clamped_output(divided(total, int(factor), lanes), epilogue, lanes)
+    scaled = cast(total, "float32", lanes) * splat(factor, "float32", lanes)
+    return requantise(scaled, epilogue, lanes)
+
+
+def _centred(accumulator: Expr, multiplier: Expr | None, epilogue: Requantise, lanes: int) -> Expr:
+    """Turn int32 accumulator lanes into outputs less their zero point, int32 still."""
+    if isinstance(epilogue, Shift):
+        rounded = shifted(accumulator, multiplier, epilogue.left, lanes)
+        return _clamped(rounded, epilogue, lanes)
+    limited = _limited(cast(accumulator, "float32", lanes) * multiplier, epilogue, lanes)
+    # Not `nearest`: TVM would multiply its constant by a factor at compile time, and overflow.
+    rounding = splat(_ROUNDING, "float32", lanes)
+    return cast(fence(limited + rounding) - rounding, "int32", lanes)

@@ -3,7 +3,7 @@
 Four kinds of block remain after cheap producers are inlined:
 
 - element by element: neighbouring axes that all accesses walk through without a gap are fused, and
-  the innermost is vectorised;
+  the innermost is vectorised; a constant border is filled first, then the inside copied;
 - reductions whose innermost result axis is contiguous (matrix products, pools over channels): a
   tile of results stays in vector registers while the reduction runs;
 - reductions along contiguous memory (softmax, mean over the last axis): partial results per lane,
@@ -158,8 +158,9 @@ def _schedule_block(work: _Work, name: str) -> None:
 
 def _plans(accesses: BlockAccesses) -> list[Plan]:
     if not accesses.reduction:
-        return [_elementwise, _outer_parallel]
-    plans: list[Plan] = []
+        plans: list[Plan] = [_padding] if accesses.branches and len(accesses.loads) == 1 else []
+        return [*plans, _elementwise, _outer_parallel]
+    plans = []
     inner, extent = _last(accesses.spatial)
     along, length = _last(accesses.reduction)
     if extent >= _FEWEST_LANES and accesses.contiguous(inner):
@@ -174,6 +175,18 @@ def _plans(accesses: BlockAccesses) -> list[Plan]:
 
 def _last(axes: dict[Any, int]) -> tuple[Any, int]:
     return list(axes.items())[-1] if axes else (None, 0)
+
+
+def _padding(work: _Work, name: str, _accesses: BlockAccesses) -> None:
+    """Fill everything with the constant of a border, then copy the inside: two plain blocks."""
+    schedule = work.schedule
+    block = schedule.get_sblock(name)
+    border = schedule.decompose_padding(block, schedule.get_loops(block)[0])
+    for part in (schedule.get(border).name_hint, name):
+        found = work.accesses(part)
+        if found is None or found.branches:
+            raise ValueError("a border is left in the block")
+        _elementwise(work, part, found)
 
 
 def _elementwise(work: _Work, name: str, accesses: BlockAccesses) -> None:

@@ -56,12 +56,6 @@ def stage(name: str, shape: StageShape, isa: Isa, dtypes: tuple[str, str], fill:
     copied = min(shape.width, shape.out_width - left)
     last_row = min(shape.top + shape.height, shape.out_height)
 
-    def fill_run(index: Expr, size: int) -> None:
-        for first, width, count in chunks(size, lanes):
-            with kernel.loop("i", count) as i:
-                at = index + first + i * width
-                kernel.store(y, at, splat(fill, dtypes[1], width), width)
-
     def copy_run(target: Expr, source: Expr, size: int) -> None:
         _copy(kernel, y, x, target, source, size, lanes, dtypes)
 
@@ -72,7 +66,7 @@ def stage(name: str, shape: StageShape, isa: Isa, dtypes: tuple[str, str], fill:
         with kernel.block(inside):
             source = image * shape.height + row - shape.top
             base = kernel.let("base", source * (shape.width * shape.channels * shape.groups))
-            fill_run(start, left * pitch)
+            fill_run(kernel, y, start, left * pitch, fill, lanes)
             body = start + left * pitch
             if shape.out_channels == shape.channels:
                 copy_run(body, base, copied * pitch)
@@ -80,12 +74,21 @@ def stage(name: str, shape: StageShape, isa: Isa, dtypes: tuple[str, str], fill:
                 with kernel.loop("pixel", copied * shape.groups) as pixel:
                     to = kernel.let("to", body + pixel * shape.out_channels)
                     copy_run(to, base + pixel * shape.channels, shape.channels)
-                    fill_run(to + shape.channels, shape.out_channels - shape.channels)
+                    beyond = shape.out_channels - shape.channels
+                    fill_run(kernel, y, to + shape.channels, beyond, fill, lanes)
             right = left + copied
-            fill_run(start + right * pitch, (shape.out_width - right) * pitch)
+            rest = (shape.out_width - right) * pitch
+            fill_run(kernel, y, start + right * pitch, rest, fill, lanes)
         with kernel.block(tirx.Not(inside)):
-            fill_run(start, line)
+            fill_run(kernel, y, start, line, fill, lanes)
     return kernel.finish()
+
+
+def fill_run(kernel: Kernel, y: Buffer, index: Expr, size: int, fill: float, lanes: int) -> None:
+    """Store one value `size` times, up to `lanes` at once."""
+    for first, width, count in chunks(size, lanes):
+        with kernel.loop("i", count) as i:
+            kernel.store(y, index + first + i * width, splat(fill, y.dtype, width), width)
 
 
 def _copy(

@@ -92,6 +92,7 @@ def hostile_rows(rows: int, width: int, seed: int = 0) -> Array:
         lambda x: np.full_like(x, 3.7),
         lambda x: np.full_like(x, -1e-3),
         lambda x: np.where(np.arange(x.size) == 0, 1000, x),
+        lambda x: np.sign(x) * np.float32(127.5),  # both ends round away from 0
     ]
     x = random.standard_normal((rows, width)).astype(np.float32)
     return np.stack([kinds[i % len(kinds)](row).astype(np.float32) for i, row in enumerate(x)])

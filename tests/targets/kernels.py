@@ -16,28 +16,38 @@ from edgepress.targets.base import Target
 from edgepress.targets.devices.base import host_architecture
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.load import host_flags, load_target
+from edgepress.targets.lowering.operands import centred_bias
 from edgepress.targets.program import Array, Call, Program, Tensor
-from edgepress.targets.schedules import conv, depthwise
+from edgepress.targets.schedules import conv
+from edgepress.targets.schedules.depthwise import depthwise
+from edgepress.targets.schedules.depthwise_layout import (
+    DepthwiseShape,
+    border_size,
+    pack_channels,
+    pack_weights,
+)
 from edgepress.targets.schedules.epilogue import (
+    Added,
     Clip,
     Epilogue,
     Requantise,
     Shift,
     factor_dtype,
+    first_step,
 )
 from edgepress.targets.schedules.stage import StageShape, stage
-from edgepress.targets.schedules.window import WindowShape
 from tests.targets.interpret import run_program
 
 FLOAT_TOLERANCE = 1e-5  # of the largest value of an output
 LOWEST = {"uint8": 0, "int8": -128, "int16": -(2**15)}
 HIGHEST = {"uint8": 255, "int8": 127, "int16": 2**15 - 1}
-ISAS = ("avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_armv7")
+ISAS = ("avx2", "avx512", "avx512_vnni", "neon", "neon_dotprod", "neon_i8mm", "neon_armv7")
 _BOARDS = {
     "avx2": "x86-64-v3",
     "avx512": "x86-64-v4",
     "neon": "raspberry-pi-4",
     "neon_dotprod": "raspberry-pi-5",
+    "neon_i8mm": "armv8-i8mm",
     "neon_armv7": "armv7-neon",
     "scalar": "armv7-soft-float",
 }
@@ -128,8 +138,18 @@ def requantised(total: Array, multiplier: Any, epilogue: Requantise) -> Array:
     return np.asarray((rounded.astype(np.int64) + epilogue.zero_point).astype(epilogue.dtype))
 
 
-def finished(total: Array, multiplier: Any, epilogue: Epilogue) -> Array:
+def finished(
+    total: Array, multiplier: Any, epilogue: Epilogue, residual: Array | None = None
+) -> Array:
     """Sums to outputs, integer or float."""
+    if isinstance(epilogue, Added):
+        assert residual is not None
+        inner = finished(total, multiplier, epilogue.inner)
+        if not isinstance(epilogue.inner, Requantise):
+            return finished(inner.astype(np.float64) + residual, None, epilogue.final)
+        own = (inner.astype(np.int64) - epilogue.inner.zero_point) * epilogue.factors[0]
+        other = residual.astype(np.int64) - epilogue.residual_zero_point
+        return finished(own + other * epilogue.factors[1], epilogue.factor, epilogue.final)
     if isinstance(epilogue, Requantise):
         return requantised(total, multiplier, epilogue)
     return np.clip(total, epilogue.low, epilogue.high).astype(np.float32)
@@ -219,7 +239,8 @@ def conv_case(
     `extremes`, all inputs but those of the first pixel are the least value, and biases are 0.
     """
     random = np.random.default_rng(seed)
-    quantized = isinstance(epilogue, Requantise)
+    first = first_step(epilogue)
+    quantized = isinstance(first, Requantise)
     given_dtype, isa = operands[0] or isa.storage, isa.for_operands(*operands)
     read = conv.step(isa, quantized)
     given = window.channels // window.groups
@@ -233,7 +254,7 @@ def conv_case(
     w_shape = (window.out_channels, given, *window.kernel)
     tile = conv.choose_tile(shape, isa, quantized)
     # What lies in channels beyond the real ones must not matter, so it is not zero.
-    if isinstance(epilogue, Requantise):
+    if isinstance(first, Requantise):
         x = eight_bit(random, x_shape, given_dtype).astype(isa.staged)
         largest = largest_weight(given_dtype, operands[1], math.prod(w_shape[1:]))
         w = random.integers(-largest, largest + 1, w_shape).astype(operands[1])
@@ -246,21 +267,35 @@ def conv_case(
         scale = 1e-3 / np.sqrt(w[0].size) if multiplier is None else multiplier
         m = (random.uniform(0.5, 1.5, window.out_channels) * scale).astype(np.float32)
         if multiplier is not None:
-            m = np.full(window.out_channels, multiplier, factor_dtype(epilogue))
-        elif "int16" in (given_dtype, epilogue.dtype) or isinstance(epilogue, Shift):
-            m = fitting_factors(random, convolved(x, w, shape) + bias, epilogue)
+            m = np.full(window.out_channels, multiplier, factor_dtype(first))
+        elif "int16" in (given_dtype, first.dtype) or isinstance(first, Shift):
+            m = fitting_factors(random, convolved(x, w, shape) + bias, first)
     else:
         x = random.standard_normal(x_shape).astype(np.float32)
         w = random.standard_normal(w_shape).astype(np.float32)
         bias = random.standard_normal(window.out_channels).astype(np.float32)
         m = np.ones(window.out_channels, np.float32)
+    isa = isa.for_weights(w)
     packed = [conv.pack_weights(w, shape, isa, tile), conv.pack_channels(bias, shape, isa)]
     if quantized:
         packed.append(conv.pack_channels(m, shape, isa))
+    if isinstance(first, Requantise):  # clamped before rounding in every other case
+        first = dataclasses.replace(first, fits=seed % 2 == 0 and np.abs(m).max() < 1)
+        if isinstance(epilogue, Added):
+            epilogue = dataclasses.replace(epilogue, inner=first)
+        else:
+            epilogue = first
+    residual = None
+    if isinstance(epilogue, Added):
+        size = (window.batch, *window.out, window.out_channels)
+        residual = random.standard_normal(size).astype(np.float32)
+        if quantized:
+            residual = eight_bit(random, size, epilogue.residual_dtype)
+        packed.append(residual)
     return Case(
         lambda name: conv.conv(name, shape, isa, epilogue, tile, str(w.dtype)),
         (x, *packed),
-        finished(convolved(x, w, shape) + bias, m, epilogue),
+        finished(convolved(x, w, shape) + bias, m, epilogue, residual),
         f"{isa.name} {window} {epilogue} {operands}",
     )
 
@@ -281,51 +316,99 @@ def fitting_factors(random: np.random.Generator, total: Array, epilogue: Requant
 
 
 def depthwise_case(
-    window: Window,
+    window: Window | DepthwiseShape,
     isa: Isa,
     epilogue: Epilogue,
     *,
     seed: int = 0,
     operands: tuple[str, str] = ("", "int8"),
+    zero_point: int | None = None,
+    multiplier: float | None = None,
+    least_weight: int = -128,
 ) -> Case:
-    """A depthwise convolution of random values; `operands` as in `conv_case`."""
-    random, isa = np.random.default_rng(seed), isa.for_operands(*operands)
-    quantized = isinstance(epilogue, Requantise)
-    height, width = window.size
-    shape = WindowShape(
-        window.batch, height, width, window.channels, *window.out,
-        window.kernel, window.strides, window.dilations,
-    )  # fmt: skip
-    x_shape, w_shape = (
-        (window.batch, height, width, window.channels),
-        (window.channels, 1, *window.kernel),
-    )
+    """A depthwise convolution of random values.
+
+    `operands` as in `conv_case`; `zero_point` is that of the input, counted from its lowest value
+    (drawn if None), and `multiplier` replaces those of every channel. 8-bit weights go down to
+    `least_weight`.
+    """
+    shape = depthwise_shape(window) if isinstance(window, Window) else window
+    random, given = np.random.default_rng(seed), isa.storage
+    isa = isa.for_operands(*operands)
+    quantized, point = isinstance(epilogue, Requantise), 0
+    x_shape = (shape.batch, shape.height, shape.width, shape.channels)
+    w_shape = (shape.channels, 1, *shape.kernel)
     if quantized:
-        x = eight_bit(random, x_shape, isa.storage)
-        w = random.choice([-128, -127, -3, 0, 1, 90, 127], size=w_shape).astype(operands[1])
+        dtype = operands[0] or given
+        if dtype != "int16":
+            drawn = random.choice([0, 3, 128, 255]) if zero_point is None else zero_point
+            point = LOWEST[dtype] + int(drawn)
+        x = eight_bit(random, x_shape, dtype)
+        w = random.choice([least_weight, -127, -3, 0, 1, 90, 127], size=w_shape).astype(operands[1])
         if operands[1] == "int16":
-            largest = largest_weight(isa.storage, "int16", math.prod(window.kernel))
+            largest = largest_weight(dtype, "int16", math.prod(shape.kernel))
             w = random.choice([-largest, -9, 0, largest // 3, largest], size=w_shape)
             w = w.astype(np.int16)
-        bias = random.integers(-20_000, 20_000, window.channels).astype(np.int32)
-        m = random.uniform(0.5e-3, 2e-3, window.channels).astype(np.float32)
+        bias = random.integers(-20_000, 20_000, shape.channels).astype(np.int32)
+        m = random.uniform(0.5e-3, 2e-3, shape.channels).astype(np.float32)
     else:
         x = random.standard_normal(x_shape).astype(np.float32)
         w = random.standard_normal(w_shape).astype(np.float32)
-        bias = random.standard_normal(window.channels).astype(np.float32)
-        m = np.ones(window.channels, np.float32)
-    total = np.zeros((window.batch, *window.out, window.channels)) + bias
-    for i, j, seen in windows(x, window.out, window.kernel, window.strides, window.dilations):
-        total += seen.astype(np.float64) * w[:, 0, i, j]
-    if isinstance(epilogue, Shift) or isa.storage == "int16":
+        bias = random.standard_normal(shape.channels).astype(np.float32)
+        m = np.ones(shape.channels, np.float32)
+    padded = padded_for(x, shape, point)
+    out = (shape.out_height, shape.out_width)
+    total = np.zeros((shape.batch, *out, shape.channels)) + bias
+    for i, j, seen in windows(padded, out, shape.kernel, shape.strides, shape.dilations):
+        total += (seen.astype(np.float64) - point) * w[:, 0, i, j]
+    if isinstance(epilogue, Shift) or (quantized and x.dtype == np.int16):
         assert isinstance(epilogue, Requantise)
         m = fitting_factors(random, total, epilogue)
+    if multiplier is not None:
+        m = np.full(shape.channels, multiplier, np.float32)
+    if isinstance(epilogue, Requantise) and m.dtype == np.float32:
+        epilogue = dataclasses.replace(epilogue, fits=bool((m < 1).all()))
+    isa = isa.for_weights(w)
+    packed = [pack_weights(w, shape, isa)]
+    if quantized:
+        centred = centred_bias(bias, w, point)
+        packed += [pack_channels(values, isa, True) for values in (centred, m)]
+    else:
+        packed.append(pack_channels(bias, isa, False))
+    if size := border_size(shape):
+        packed.append(np.full(size, point, x.dtype))
     return Case(
-        lambda name: depthwise.depthwise(name, shape, isa, epilogue),
-        (x, depthwise.pack_weights(w, isa), bias, *([m] if quantized else [])),
+        lambda name: depthwise(name, shape, isa, epilogue, str(x.dtype), point),
+        (x, *packed),
         finished(total, m, epilogue),
-        f"{isa.name} depthwise {window} {epilogue} {operands}",
+        f"{isa.name} {shape} {epilogue} {operands}",
     )
+
+
+def depthwise_shape(window: Window) -> DepthwiseShape:
+    """The shape of a depthwise convolution that needs no border."""
+    return DepthwiseShape(
+        window.batch, *window.size, window.channels, *window.out,
+        window.kernel, window.strides, window.dilations,
+    )  # fmt: skip
+
+
+def padded_for(x: Array, shape: DepthwiseShape, fill: float) -> Array:
+    """An input with the border that the windows of a shape see, and no more."""
+    axes = zip(
+        (shape.height, shape.width),
+        (shape.out_height, shape.out_width),
+        shape.kernel,
+        shape.strides,
+        shape.dilations,
+        shape.pads,
+        strict=True,
+    )
+    border = [
+        (pad, max((out - 1) * stride + (kernel - 1) * dilation + 1 - pad - size, 0))
+        for size, out, kernel, stride, dilation, pad in axes
+    ]
+    return np.pad(x, [(0, 0), *border, (0, 0)], constant_values=fill)
 
 
 def stage_case(
@@ -359,6 +442,19 @@ def shift_to(dtype: str, *, left: bool = False, low: int | None = None) -> Shift
     """An epilogue by shifts whose zero point is real zero, as fixed-point graphs have it."""
     point = 128 if dtype == "uint8" else 0
     return Shift(dtype, point, LOWEST[dtype] if low is None else low, HIGHEST[dtype], left)
+
+
+def added_to(isa: Isa, final: Requantise | None = None) -> Added:
+    """A residual in the storage of an instruction set, and the sum's own scale and clamp."""
+    base = LOWEST[isa.storage]
+    final = final or requantise_to(isa, 90, 40, 251)
+    factor = 2.0**-22 * 1.37
+    if isinstance(final, Shift):
+        factor = 22
+    else:
+        final = dataclasses.replace(final, fits=True)
+    inner = requantise_to(isa, 7)
+    return Added(inner, final, isa.storage, base + 130, (2**21, -(2**20) - 12345), factor)
 
 
 WIDE = Requantise("int16", 0, LOWEST["int16"], HIGHEST["int16"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import numpy as np
 import onnx_ir as ir
@@ -366,9 +367,12 @@ def _move(
     return out, (*shape[:2], shape[2] * 2, shape[3])
 
 
-def drawn(strategy: st.SearchStrategy[ir.Model], count: int) -> list[ir.Model]:
-    """The same models in every run."""
-    models: list[ir.Model] = []
+Drawn = TypeVar("Drawn")
+
+
+def drawn(strategy: st.SearchStrategy[Drawn], count: int) -> list[Drawn]:
+    """The same models, or whatever it is, in every run."""
+    models: list[Drawn] = []
 
     @settings(
         max_examples=count,
@@ -379,7 +383,7 @@ def drawn(strategy: st.SearchStrategy[ir.Model], count: int) -> list[ir.Model]:
         suppress_health_check=(HealthCheck.too_slow, HealthCheck.data_too_large),
     )
     @given(strategy)
-    def collect(model: ir.Model) -> None:
+    def collect(model: Drawn) -> None:
         models.append(model)
 
     collect()

@@ -19,6 +19,7 @@ from tests.targets.kernels import (
     LOWEST,
     Case,
     Window,
+    added_to,
     compare,
     conv_case,
     depthwise_case,
@@ -50,11 +51,13 @@ from tests.targets.test_float_bits import EPILOGUES as BIT_EPILOGUES
 from tests.targets.test_float_bits import dequantise_case as bits_dequantise_case
 from tests.targets.test_float_bits import hostile_floats
 from tests.targets.test_float_bits import quantise_case as bits_quantise_case
+from tests.targets.test_intake import SHAPES as INTAKES
+from tests.targets.test_intake import intake_case
 from tests.targets.test_pool import average_pool_case, max_pool_case
 from tests.targets.test_transpose import case as transpose_case
 from tests.targets.tiny import need
 
-EMULATED = ["neon", "neon_dotprod", "neon_armv7", "scalar"]
+EMULATED = ["neon", "neon_dotprod", "neon_i8mm", "neon_armv7", "scalar"]
 
 
 @pytest.mark.parametrize("isa", native_isas())
@@ -130,7 +133,7 @@ def test_transposes_on_32_bit_arm(isa: str, tmp_path: Path) -> None:
     """Long runs of stores in a row, which LLVM merged into stores to wrong places."""
     need_board(isa)
     cases = [
-        transpose_case(1, 64, columns, dtype)
+        transpose_case(1, 64, columns, dtype, isa)
         for columns in (5, 6, 7, 12)
         for dtype in ("float32", "int32")
     ]
@@ -156,6 +159,15 @@ def wide_cases(isa: Isa, windows: list[Window]) -> list[Case]:
     return cases
 
 
+# Eight inputs are one product of matrices; pixels without a neighbour, and what is left of 16.
+EIGHTS = [
+    Window(out=(2, 7), channels=24, out_channels=21, kernel=(3, 3), strides=(2, 2)),
+    Window(batch=2, out=(3, 1), channels=8, out_channels=5),
+    Window(out=(1, 1), channels=40, out_channels=33),
+    Window(out=(2, 3), channels=16, out_channels=14, kernel=(1, 2), dilations=(1, 2), groups=2),
+]
+
+
 def board_cases(isa_name: str) -> list[Case]:
     isa = load_isa(isa_name)
     low = LOWEST[isa.storage]
@@ -175,12 +187,16 @@ def board_cases(isa_name: str) -> list[Case]:
         conv_case(windows[1], isa, whole, multiplier=m, weight=w)
         for m, w in ((1e-9, None), (1e9, None), (2.0**-9, 1), (1e-6, -128), (1e-6, 127))
     ]
+    cases += [conv_case(w, isa, e, seed=i) for i, w in enumerate(EIGHTS) for e in epilogues[:2]]
     cases += [depthwise_case(w, isa, e, seed=i) for i, w in enumerate(windows) for e in epilogues]
+    sums = (added_to(isa), added_to(isa, shift_to(isa.storage)))
+    cases += [conv_case(w, isa, e, seed=i) for i, w in enumerate(windows) for e in sums]
     cases += [max_pool_case(w, isa, t) for w in windows[:3] for t in (isa.storage, "float32")]
     cases += [average_pool_case(w, isa, e) for w in windows[:3] for e in epilogues]
     cases.append(
         stage_case(StageShape(2, 5, 7, 3, 1, 2, 8, 12, 4), isa, (isa.storage, isa.staged), low)
     )
+    cases += [intake_case(s, isa, k) for s in INTAKES[::2] for k in ("plain", "quantised")]
     ties = (np.arange(-600, 601) / 2).astype(np.float32)
     ends = np.array([np.inf, -np.inf, 3e38, -3e38, 1e-45, -0.0, np.nan], np.float32)
     values = np.concatenate([ties, np.nextafter(ties, np.float32(1e9)), ends])

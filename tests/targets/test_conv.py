@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.schedules import conv
-from edgepress.targets.schedules.epilogue import Clip
+from edgepress.targets.schedules.epilogue import Added, Clip
 from tests.targets.kernels import (
     FLOATS,
     ISAS,
     WIDE,
     Window,
+    added_to,
     check,
     conv_case,
     native_isas,
@@ -127,6 +128,23 @@ def test_largest_16_bit_sums(isa_name: str) -> None:
     for shift in (-17, 0, 15, 16, 31):
         out = shift_to("int16", left=shift < 0)
         cases.append(conv_case(window, isa, out, multiplier=shift, operands=("int16", "int16")))
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", native_isas())
+def test_residuals(isa_name: str) -> None:
+    """Integers of every width and floats, in whole vectors and in what is left over."""
+    isa = load_isa(isa_name)
+    wide = Added(WIDE, shift_to(isa.storage), "int16", 0, (77, 2**15 - 1), 15)
+    shifts = Added(shift_to("int16", left=True), WIDE, isa.storage, 3, (2**14, -9), 1.7e-5)
+    integers = [added_to(isa), added_to(isa, shift_to(isa.storage)), wide, shifts]
+    floats = [Added(Clip(), Clip()), Added(Clip(0.0), Clip(-0.5, 6.0))]
+    cases = [
+        conv_case(window, isa, epilogues[seed % len(epilogues)], seed=seed)
+        for seed, window in enumerate(GRID)
+        for epilogues in (integers, floats)
+    ]
+    cases += [conv_case(GRID[-1], isa, epilogue) for epilogue in integers]
     check(cases, isa_name)
 
 

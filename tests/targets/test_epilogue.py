@@ -8,7 +8,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from edgepress.targets.isa.base import load_isa
+from edgepress.targets.isa.base import Isa, load_isa
 from edgepress.targets.program import Array
 from edgepress.targets.schedules.emit import Kernel, chunks, load
 from edgepress.targets.schedules.epilogue import (
@@ -20,6 +20,7 @@ from edgepress.targets.schedules.epilogue import (
     factor_dtype,
     finish,
 )
+from edgepress.targets.schedules.narrow import can_narrow, narrowed
 from tests.targets.kernels import Case, check, native_isas
 
 LARGEST = 2**31 - 1
@@ -59,6 +60,27 @@ def case(totals: Array, multiplier: float, epilogue: Requantise, lanes: int) -> 
     return Case(generate, (totals, multipliers), wanted, f"* {multiplier} to {epilogue}")
 
 
+def narrow_case(totals: Array, multiplier: float, epilogue: Requantise, isa: Isa) -> Case:
+    """The same, four vectors at a time."""
+    size = 4 * isa.lanes
+    totals = np.resize(totals, -(-totals.size // size) * size).astype(np.int32)
+
+    def generate(name: str) -> object:
+        kernel = Kernel(name)
+        x = kernel.argument("x", "int32", totals.size)
+        m = kernel.argument("m", factor_dtype(epilogue), totals.size)
+        y = kernel.argument("y", epilogue.dtype, totals.size)
+        with kernel.loop("i", totals.size // size) as i:
+            places = [i * size + j * isa.lanes for j in range(4)]
+            vectors, factors = ([load(b, at, isa.lanes) for at in places] for b in (x, m))
+            value = narrowed(vectors, factors, epilogue, isa)
+            kernel.store(y, i * size, value, size)
+        return kernel.finish()
+
+    plain = case(totals, multiplier, epilogue, isa.lanes)
+    return dataclasses.replace(plain, kernel=generate)
+
+
 EDGES = np.array([0, 1, -1, 2**24, 2**24 + 1, -(2**24) - 1, LARGEST, -LARGEST - 1, 3, -3], np.int32)
 EPILOGUES = [
     Requantise("uint8", 0, 0, 255),
@@ -80,6 +102,29 @@ def test_ties_and_ends(isa_name: str) -> None:
         for epilogue in EPILOGUES[:4]
         for multiplier in (0.0, 1e-9, 2.0**-24, 1e-7, 1.0, 1e9, 3e38, -0.5, 2.0**-140)
     ]
+    check(cases, isa_name)
+
+
+@pytest.mark.parametrize("isa_name", [n for n in native_isas() if load_isa(n).narrow])
+def test_narrowing_keeps_ties_and_ends(isa_name: str) -> None:
+    """Products next to the ends of int32 where nothing clamps before the rounding."""
+    isa = load_isa(isa_name)
+    rules = [e for e in EPILOGUES if e.dtype == isa.storage]
+    assert all(can_narrow(rule, isa) for rule in rules)
+    assert not can_narrow(Requantise("int16", 0, 0, 1), isa)
+    halves = np.arange(-515, 516, dtype=np.int32)
+    cases = []
+    low = rules[0].low
+    for rule in [*rules, Requantise(isa.storage, low + 90, low + 40, low + 200)]:
+        for fits in (True, False):
+            epilogue = dataclasses.replace(rule, fits=fits)
+            cases.append(narrow_case(halves, 0.5, epilogue, isa))
+            below = float(np.nextafter(np.float32(1), np.float32(0)))
+            for multiplier in (0.0, 2.0**-24, 2.0**-15, below, 2.0**-140):
+                cases.append(narrow_case(EDGES, multiplier, epilogue, isa))
+        cases += [narrow_case(EDGES, m, rule, isa) for m in (1.0, 1e9, 3e38, -0.5)]
+    shifts = Shift(isa.storage, rules[0].zero_point, rules[0].low, rules[0].high, left=True)
+    cases += [narrow_case(near_ties(n), n, shifts, isa) for n in (-17, -3, 0, 1, 9, 31)]
     check(cases, isa_name)
 
 

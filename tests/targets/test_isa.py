@@ -32,15 +32,26 @@ FLOAT = {
     "avx512_vnni": r"vfmadd\d+ps\s.*%zmm",
     "neon": r"fmla\s+v\d+\.4s",
     "neon_dotprod": r"fmla\s+v\d+\.4s",
-    "neon_armv7": r"vmul\.f32\s+q",  # LLVM fuses no vector products for this cpu
+    "neon_i8mm": r"fmla\s+v\d+\.4s",
+    "neon_armv7": r"v(mul|mla|fma)\.f32\s+q",
 }
 DEPTHWISE = {
     "avx2": r"vpmaddwd\s.*%ymm",
     "avx512": r"vpmaddwd\s.*%zmm",
-    "avx512_vnni": r"vp(dpwssd|maddwd)\s.*%zmm",  # LLVM may split the former
-    "neon": r"smlal2?\s+v\d+\.4s|mla\s+v\d+\.4s",
-    "neon_dotprod": r"smlal2?\s+v\d+\.4s|mla\s+v\d+\.4s",
-    "neon_armv7": r"vmlal\.s16\s+q|vmla\.i32\s+q",
+    "avx512_vnni": r"vpdpbusd\s.*%zmm",
+    "neon": r"sm(ul|la)l2?\s+v\d+\.8h",
+    "neon_dotprod": r"sdot\s+v\d+\.4s",
+    "neon_i8mm": r"sdot\s+v\d+\.4s",
+    "neon_armv7": r"vm(ul|la)l\.s8\s+q",
+}
+WIDE_DEPTHWISE = {  # LLVM may split vpdpwssd
+    "avx2": r"vpmaddwd\s.*%ymm",
+    "avx512": r"vpmaddwd\s.*%zmm",
+    "avx512_vnni": r"vp(dpwssd|maddwd)\s.*%zmm",
+    "neon": r"smlal2?\s+v\d+\.4s",
+    "neon_dotprod": r"smlal2?\s+v\d+\.4s",
+    "neon_i8mm": r"smlal2?\s+v\d+\.4s",
+    "neon_armv7": r"vm(ul|la)l\.s16\s+q",
 }
 SPILLING = {"neon_armv7"}  # products and widened weights take more of its 16 registers
 SATURATING = r"vpmaddubsw|vpdpbusds|vpdpwssds|sqdmlal|vqdmlal"
@@ -124,8 +135,7 @@ def test_16_bit_convolutions(isa_name: str, operands: tuple[str, str]) -> None:
 @pytest.mark.parametrize("isa_name", ISAS)
 def test_16_bit_depthwise_convolutions(isa_name: str) -> None:
     text = assembly(isa_name, quantized=True, depthwise=True, operands=("int16", "int8"))
-    products = r"vp(dpwssd|maddwd)\s.*%[yz]mm" if "avx" in isa_name else DEPTHWISE[isa_name]
-    assert len(re.findall(products, text)) >= 9
+    assert len(re.findall(WIDE_DEPTHWISE[isa_name], text)) >= 9
     assert not re.search(SATURATING, text)
 
 

@@ -43,6 +43,7 @@ def test_the_promised_boards_are_there() -> None:
         "raspberry-pi-4",
         "raspberry-pi-5",
         "cortex-a55",
+        "armv8-i8mm",
         "armv7-neon",
         "armv7-soft-float",
     } <= set(target_names())
@@ -66,6 +67,7 @@ def test_every_board_is_known_to_llvm(name: str, capfd: pytest.CaptureFixture[st
         ("raspberry-pi-4", "neon", "cortex-a72"),
         ("raspberry-pi-5", "neon_dotprod", "cortex-a76"),
         ("cortex-a55", "neon_dotprod", "cortex-a55"),
+        ("armv8-i8mm", "neon_i8mm", "cortex-a76"),
         ("armv7-neon", "neon_armv7", "cortex-a7"),
         ("armv7-soft-float", "scalar", "cortex-a5"),
     ],
@@ -87,6 +89,7 @@ def test_armv7_says_how_floats_are_passed() -> None:
         ("raspberry-pi-4", "neon", "dotprod"),
         ("raspberry-pi-5", "dotprod", "i8mm"),
         ("cortex-a55", "dotprod", "i8mm"),
+        ("armv8-i8mm", "i8mm", "sve"),
         ("armv7-neon", "vfp4", "dotprod"),
         ("armv7-soft-float", "v7", "fpregs"),
     ],
