@@ -48,9 +48,11 @@ def compile_again(bundle: Bundle, model: ir.Model, target: Target, progress: Pro
     from edgepress.targets.compile import compile_with_assembly  # imports TVM
     from edgepress.targets.lowering.build import lower
     from edgepress.targets.object_code import holds
+    from edgepress.targets.tiling import Tiles
 
     with progress.step("compile its kernels again"):
-        program = lower(model, target, progress.update)
+        tiles = Tiles(bundle.manifest.toolchain.get("tiles", {}))
+        program = lower(model, target, progress.update, tiles)
         code, assembly = compile_with_assembly(program, target)
         executable = (bundle.folder / "model").read_bytes()
         return Code(

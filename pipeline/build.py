@@ -12,6 +12,7 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,12 @@ from edgepress.pipeline.bundle import Bundle, Manifest, write_manifest
 from edgepress.pipeline.cache import Cache, code_version, content_key
 from edgepress.pipeline.feeds import input_shapes, random_samples
 from edgepress.pipeline.golden import COUNT, Golden, make_golden
+from edgepress.pipeline.layer_facts import facts_version, layer_facts
 from edgepress.pipeline.prepare import Prepared
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
 from edgepress.targets.base import Artifact, Target
+from edgepress.targets.tile_files import TileSizes
 
 ARTIFACT_FILES = ("model", "libmodel.so", "model.h", "weights.epw")
 
@@ -51,10 +54,14 @@ def build(
     target: Target,
     folder: Path,
     *,
+    tiles: Mapping[str, TileSizes] = MappingProxyType({}),
     cache: Cache | None = None,
     progress: Progress,
 ) -> Built:
-    """Write a bundle into an empty folder. Raises TargetError."""
+    """Write a bundle into an empty folder. Raises TargetError.
+
+    `tiles` are those that were found on the device; the manifest lists the ones that layers got.
+    """
     model = prepared.compressed.load()
     name = re.sub(r"[^A-Za-z0-9_.-]", "_", Path(prepared.source["file"]).stem) or "model"
     samples = prepared.evaluation or prepared.calibration or random_samples(model, COUNT)
@@ -64,14 +71,16 @@ def build(
         original = prepared.original if prepared.lossless else None
         golden = make_golden(prepared.compressed, original, feeds)
     with progress.step("compile") as compile_clock:
-        artifact, cached = _artifact(model, prepared, target, folder, name, golden, cache, progress)
+        artifact, used, layers, cached = _artifact(
+            model, prepared, target, folder, name, golden, tiles, cache, progress
+        )
     (folder / "graph.onnx").write_bytes(prepared.compressed.model)
     golden.write(folder)
     manifest = Manifest(
         name=name,
         arithmetic=golden.arithmetic,
         tool={"name": "edgepress", "version": importlib.metadata.version("edgepress")},
-        toolchain=toolchain(target),
+        toolchain=toolchain(target) | ({"tiles": used} if used else {}),
         source=prepared.source,
         recipe={"name": recipe.name, "text": recipe.text},
         steps=[record.facts() for record in prepared.steps],
@@ -91,6 +100,7 @@ def build(
             "reference": golden.reference,
             "tolerances": list(golden.tolerances),
         },
+        layers=layers,
     )
     bundle = write_manifest(folder, manifest)
     seconds = {"golden": golden_clock.seconds, "compile": compile_clock.seconds}
@@ -104,10 +114,15 @@ def _artifact(
     folder: Path,
     name: str,
     golden: Golden,
+    tiles: Mapping[str, TileSizes],
     cache: Cache | None,
     progress: Progress,
-) -> tuple[Artifact, bool]:
-    """Compile into the folder, or take the files from the cache."""
+) -> tuple[Artifact, dict[str, TileSizes], list[dict[str, Any]], bool]:
+    """Compile into the folder, or take the files from the cache.
+
+    Returns what was made, the tuned tiles that layers got, what is known of the layers, and whether
+    it came from the cache.
+    """
     key = content_key(
         "artifact",
         code_version("edgepress.targets"),
@@ -116,21 +131,27 @@ def _artifact(
         toolchain(target),
         name,
         list(golden.tolerances),
+        dict(tiles),
+        facts_version(),
     )
     entry = cache.get(key) if cache else None
     if entry is not None:
         for file in ARTIFACT_FILES:
             shutil.copy2(entry / file, folder / file)
         facts = json.loads((entry / "artifact.json").read_text("utf-8"))
-        return Artifact(folder=folder, **facts), True
+        used, layers = facts.pop("tiles"), facts.pop("layers")
+        return Artifact(folder=folder, **facts), used, layers, True
     from edgepress.targets.compile import compile_kernels
     from edgepress.targets.export import export
     from edgepress.targets.lowering.build import lower
+    from edgepress.targets.tiling import Tiles
 
-    program = lower(model, target, progress.update)
+    asked = Tiles(tiles)
+    program = lower(model, target, progress.update, asked)
+    used, layers = asked.used(), layer_facts(program, model)
     code = compile_kernels(program, target)
     artifact = export(program, code, target, folder, name=name, tolerances=golden.tolerances)
-    facts = dataclasses.asdict(artifact)
+    facts = dataclasses.asdict(artifact) | {"tiles": used, "layers": layers}
     del facts["folder"]
 
     def fill(into: Path) -> None:
@@ -140,7 +161,7 @@ def _artifact(
 
     if cache:
         cache.put(key, fill)
-    return artifact, False
+    return artifact, used, layers, False
 
 
 def toolchain(target: Target) -> dict[str, str]:

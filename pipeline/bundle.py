@@ -32,6 +32,7 @@ ROLES = {
 }
 GOLDEN = re.compile(r"golden/(0|[1-9]\d*)\.(in|out)")
 ARITHMETIC = ("float", "integer", "mixed")
+OPTIONAL = ("layers",)  # bundles of older versions have none
 MAX_JSON_BYTES = 64 << 20
 
 
@@ -60,6 +61,7 @@ class Manifest:
         weights: per constant: name, dtype, shape, codec, raw_bytes, encoded_bytes, sha256.
         golden: `{"samples", "source", "reference", "tolerances"}`.
         files: path, role, size_bytes, sha256 of every other file.
+        layers: per layer what `layer_facts` says; empty where the bundle is older than that.
     """
 
     schema: int = SCHEMA
@@ -78,6 +80,7 @@ class Manifest:
     weights: list[dict[str, Any]]
     golden: dict[str, Any]
     files: list[dict[str, Any]] = field(default_factory=list)
+    layers: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,6 +188,8 @@ def _read_manifest(path: Path) -> Manifest:
         if key not in hints:
             raise BundleError(f"{path}: unknown key {key!r}; update edgepress.")
     for key, kind in hints.items():
+        if key not in data and key in OPTIONAL:
+            continue
         if key not in data:
             raise BundleError(f"{path}: {key!r} is missing; build the bundle again.")
         optional = key == "calibration" and data[key] is None

@@ -93,7 +93,11 @@ DEVICE_OPTION = click.option(
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 NO_CACHE = click.option("--no-cache", is_flag=True, help="Neither use nor keep cached stages.")
 HTML = click.option("--html", type=PATH, help="Also write a report as one HTML file.")
-THREADS = click.option("--threads", type=click.IntRange(1, 256), default=1, show_default=True)
+COUNT = click.IntRange(1, 256)
+THREADS = click.option("--threads", type=COUNT, default=1, show_default=True)
+GATE_THREADS = click.option(
+    "--threads", type=COUNT, help="Of the latency. Default: as many as the target has cores."
+)
 
 
 def output(metavar: str) -> Callable[[_Command], _Command]:
@@ -130,6 +134,14 @@ def cli() -> None:
 @OVERWRITE
 @NO_CACHE
 @HTML
+@GATE_THREADS
+@click.option(
+    "--tune",
+    "tune_minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Search for better tiles on the device; kept for later builds, even after Ctrl-C.",
+)
 @common
 def run(model: Path, target: str, recipe: str, as_json: bool, **options: Any) -> int:
     """Compress, compile, bundle and verify MODEL."""
@@ -184,6 +196,7 @@ def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
 @EVAL
 @click.option("--model", type=PATH, help="The original model, to measure the loss of accuracy.")
 @click.option("--max-latency-ms", type=click.FloatRange(0), help="Gate on the median latency.")
+@GATE_THREADS
 @HTML
 @common
 def verify(folder: Path, as_json: bool, **options: Any) -> int:
@@ -219,15 +232,40 @@ def infer(folder: Path, as_json: bool, **options: Any) -> int:
     return commands.infer(folder, as_json=as_json, **options)
 
 
-@cli.command(epilog=example("edgepress bench bundle --against onnxruntime --threads 1"))
+@cli.command(
+    epilog=example("edgepress bench bundle --against onnxruntime --against openvino --model m.onnx")
+)
 @click.argument("path", metavar="DIR|MODEL", type=PATH)
-@click.option("--against", type=click.Choice(["onnxruntime"]), help="Race against this runtime.")
+@click.option(
+    "--against",
+    multiple=True,
+    type=click.Choice(["litert", "ncnn", "onnxruntime", "openvino"]),
+    help="Race against this runtime. May be given more than once.",
+)
 @THREADS
-@click.option("--rounds", type=click.IntRange(1), default=7, show_default=True)
-@click.option("--model", type=PATH, help="The original model, to race its fp32 too.")
+@click.option("--rounds", type=click.IntRange(1), help="Visits of every contender. Default: 7.")
+@click.option("--model", type=PATH, help="The original model: what others convert and quantize.")
+@click.option("--calib", type=PATH, help="Samples for others to quantize on. Default: random.")
+@click.option(
+    "--eval", "evaluation", type=PATH, help="Samples to compare answers on. Default: the golden."
+)
+@click.option(
+    "--peer-python",
+    envvar="EDGEPRESS_PEER_PYTHON",
+    metavar="PYTHON",
+    help="An interpreter that has the runtimes which are missing here.",
+)
+@click.option("--profile", is_flag=True, help="Time every layer of the bundle instead.")
+@DEVICE_OPTION
+@NO_CACHE
 @common
 def bench(path: Path, as_json: bool, **options: Any) -> int:
-    """Time a bundle or a model on this machine, alone or in an interleaved race."""
+    """Time a bundle or a model on this machine, alone or in an interleaved race.
+
+    A quantized bundle races what others make of the float model in float and in int8, with the
+    signal to noise ratio of everybody's answers; a float bundle races their float only. With
+    --profile: per layer time, operations per second, and the share of what this machine can do.
+    """
     from edgepress.pipeline import commands
 
     return commands.bench(path, as_json=as_json, **options)

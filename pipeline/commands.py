@@ -37,6 +37,8 @@ def run(
     evaluation: Path | None = None,
     device: str | None = None,
     html: Path | None = None,
+    threads: int | None = None,
+    tune_minutes: float | None = None,
 ) -> int:
     """Run the whole pipeline; `edgepress run` and `edgepress compile`."""
     from edgepress.pipeline import report
@@ -59,6 +61,8 @@ def run(
         device=device,
         overwrite=overwrite,
         check=check,
+        threads=threads,
+        tune_minutes=tune_minutes,
     )
     result = pipeline.run(request, cache=_cache(no_cache), progress=Progress())
     if html is not None:
@@ -132,6 +136,7 @@ def verify(
     evaluation: Path | None,
     model: Path | None,
     max_latency_ms: float | None,
+    threads: int | None,
     html: Path | None,
     as_json: bool,
 ) -> int:
@@ -152,6 +157,7 @@ def verify(
         evaluation=evaluation,
         original=model,
         max_latency_ms=max_latency_ms,
+        threads=threads,
         progress=progress,
     )
     try:
@@ -217,24 +223,69 @@ def infer(
 def bench(
     path: Path,
     *,
-    against: str | None,
+    against: tuple[str, ...],
     threads: int,
-    rounds: int,
+    rounds: int | None,
     model: Path | None,
+    calib: Path | None,
+    evaluation: Path | None,
+    peer_python: str | None,
+    profile: bool,
+    device: str | None,
+    no_cache: bool,
     as_json: bool,
 ) -> int:
-    """Time a bundle or a model on this machine; `edgepress bench`."""
+    """Time a bundle or a model on this machine, or its layers; `edgepress bench`."""
     from edgepress.pipeline import report
+    from edgepress.pipeline.prepare import UsageError
+    from edgepress.pipeline.race import ROUNDS, show_race
     from edgepress.pipeline.race import bench as race
-    from edgepress.pipeline.race import race_table
 
+    if profile:
+        given = {"--against": against, "--rounds": rounds, "--model": model, "--calib": calib,
+                 "--eval": evaluation, "--peer-python": peer_python}  # fmt: skip
+        for name in (name for name, value in given.items() if value):
+            raise UsageError(f"{name} is for races, and --profile times layers; leave one out.")
+        return _profile(path, device, threads, no_cache=no_cache, as_json=as_json)
+    if device is not None:
+        raise UsageError("-d is for --profile: races are run on this machine; leave it out.")
+    if not against and (calib or evaluation or peer_python):
+        raise UsageError(
+            "--calib, --eval and --peer-python are for races; say with --against whom to race."
+        )
     result = race(
-        path, model=model, against=against, threads=threads, rounds=rounds, progress=Progress()
+        path,
+        model=model,
+        against=against,
+        threads=threads,
+        rounds=rounds or ROUNDS,
+        calib=calib,
+        evaluation=evaluation,
+        peer_python=peer_python,
+        cache=_cache(no_cache),
+        progress=Progress(),
     )
     if as_json:
         _print_json(result.to_json())
     else:
-        report.console().print(race_table(result))
+        show_race(result, report.console())
+    return 0
+
+
+def _profile(
+    folder: Path, device: str | None, threads: int, *, no_cache: bool, as_json: bool
+) -> int:
+    """Time the layers of a bundle; `edgepress bench --profile`."""
+    from edgepress.pipeline import report
+    from edgepress.pipeline.layer_profile import profile, show_profile
+
+    found = profile(
+        folder, device=device, threads=threads, cache=_cache(no_cache), progress=Progress()
+    )
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        show_profile(found, report.console())
     return 0
 
 

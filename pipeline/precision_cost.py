@@ -45,6 +45,7 @@ def trial_costs(
     device: Device,
     chosen: Bundle,
     *,
+    threads: int | None = None,
     cache: Cache | None = None,
     progress: Progress | None = None,
 ) -> list[TrialCost]:
@@ -58,6 +59,7 @@ def trial_costs(
         target: likewise.
         device: where to measure.
         chosen: the bundle of the trial that was kept.
+        threads: to time on; None takes as many as the target has cores.
         cache: keeps what was compiled, or None.
         progress: where to say how far it is.
 
@@ -95,7 +97,7 @@ def trial_costs(
             except TargetError as error:
                 failures[number] = f"not measured: it cannot be built: {error}"
         with progress.step(f"time {len(built)} models on {device.name}"):
-            medians = _measure(built, device, progress)
+            medians = _measure(built, device, threads, progress)
     costs = []
     for number in range(len(precision.trials)):
         if number in failures:
@@ -111,12 +113,14 @@ def trial_costs(
     return costs
 
 
-def _measure(built: dict[int, Bundle], device: Device, progress: Progress) -> dict[int, float]:
+def _measure(
+    built: dict[int, Bundle], device: Device, threads: int | None, progress: Progress
+) -> dict[int, float]:
     """Time all bundles in turn; return their medians in ms."""
     medians: dict[int, list[float]] = {number: [] for number in built}
     for done in range(ROUNDS):
         progress.update("time models", done, ROUNDS)
         for number, bundle in built.items():
-            measured = device.bench(bundle.folder, threads=None, seconds=SECONDS, runs=RUNS)
+            measured = device.bench(bundle.folder, threads=threads, seconds=SECONDS, runs=RUNS)
             medians[number].append(statistics.median(measured.samples_ms))
     return {number: statistics.median(each) for number, each in medians.items()}

@@ -126,6 +126,8 @@ def show_result(result: Result, screen: Console) -> None:
     """Print the tables of a run."""
     evidence = result.evidence
     show_steps(result.steps, screen, None if evidence is None else evidence.trials)
+    if result.tuning is not None:
+        screen.print(Text(f"tune: {result.tuning}"))
     show_bundle(result.bundle, None if evidence is None else evidence.to_json(), screen)
 
 
@@ -179,6 +181,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "compile_cached": result.cached,
         "evidence": None if result.evidence is None else result.evidence.to_json(),
         "unverified": None if result.unverified is None else str(result.unverified),
+        "tuning": None if result.tuning is None else dataclasses.asdict(result.tuning),
         "passed": result.evidence is not None and result.evidence.passed,
     }
 

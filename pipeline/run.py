@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgepress.pipeline.build import build
 from edgepress.pipeline.bundle import Bundle, read_bundle, write_evidence
@@ -16,9 +17,14 @@ from edgepress.pipeline.precision_cost import trial_costs
 from edgepress.pipeline.prepare import Prepared, prepare
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
+from edgepress.pipeline.tuned_tiles import known_tiles, tuned_tiles
 from edgepress.pipeline.verify import Evidence, verify
 from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices.base import open_device
+from edgepress.targets.tile_files import TileSizes
+
+if TYPE_CHECKING:
+    from edgepress.pipeline.tuning import Tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +43,8 @@ class Request:
             fits the target.
         overwrite: whether an old bundle may be replaced.
         check: whether to verify at all.
+        threads: to measure the latency on; None takes as many as the target has cores.
+        tune_minutes: how long to search for better tiles on the device, or None.
     """
 
     model: Path
@@ -49,6 +57,8 @@ class Request:
     device: str | None = None
     overwrite: bool = False
     check: bool = True
+    threads: int | None = None
+    tune_minutes: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +72,7 @@ class Result:
         cached: whether the compiled files came from the cache.
         evidence: what was measured; None where nothing was verified.
         unverified: why nothing was verified, or None.
+        tuning: what the search for tiles found, or None.
     """
 
     bundle: Bundle
@@ -70,6 +81,7 @@ class Result:
     cached: bool
     evidence: Evidence | None
     unverified: DeviceFailed | None = None
+    tuning: Tuning | None = None
 
 
 def run(
@@ -99,11 +111,13 @@ def run(
             cache=cache,
             progress=progress,
         )
+        tiles, tuning = _tiles(request, prepared, cache, progress)
         built = build(
             prepared,
             request.recipe,
             request.target,
             folder,
+            tiles=tiles,
             cache=cache,
             progress=progress,
         )
@@ -120,7 +134,30 @@ def run(
         cached=built.cached,
         evidence=evidence,
         unverified=unverified,
+        tuning=tuning,
     )
+
+
+def _tiles(
+    request: Request, prepared: Prepared, cache: Cache | None, progress: Progress
+) -> tuple[Mapping[str, TileSizes], Tuning | None]:
+    """Return the tiles found on the device, after a search where one is asked for."""
+    if request.tune_minutes is None:
+        return known_tiles(request.target, request.device, cache), None
+    from edgepress.pipeline.tuning import tune  # imports TVM
+
+    device = open_device(request.device, request.target)
+    tuned = tuned_tiles(request.target, device, cache)
+    tuning = tune(
+        prepared.compressed.load(),
+        request.target,
+        device,
+        tuned,
+        minutes=request.tune_minutes,
+        progress=progress,
+    )
+    progress.note(f"tune: {tuning}")
+    return tuned.tiles, tuning
 
 
 def _verify(
@@ -137,6 +174,7 @@ def _verify(
         original=prepared.original,
         samples=prepared.evaluation,
         budget=request.recipe.budget,
+        threads=request.threads,
         progress=progress,
     )
     if prepared.precision is not None:
@@ -146,6 +184,7 @@ def _verify(
             request.target,
             device,
             bundle,
+            threads=request.threads,
             cache=cache,
             progress=progress,
         )

@@ -71,6 +71,7 @@ def verify_folder(
     evaluation: Path | None = None,
     original: Path | None = None,
     max_latency_ms: float | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
     """Verify a bundle with what its own manifest and the user's files say.
@@ -81,6 +82,7 @@ def verify_folder(
         evaluation: evaluation samples.
         original: the model that the bundle was built from.
         max_latency_ms: replaces the budget's.
+        threads: to measure the latency on; None takes as many as the target has cores.
         progress: where to say how far it is.
 
     Raises:
@@ -108,6 +110,7 @@ def verify_folder(
         original=source,
         samples=samples,
         budget=budget,
+        threads=threads,
         progress=progress,
     )
 
@@ -145,6 +148,7 @@ def verify(
     original: Snapshot | None,
     samples: Samples | None,
     budget: Budget,
+    threads: int | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
     """Run a bundle on a device and judge every gate.
@@ -157,6 +161,7 @@ def verify(
             accuracy is known only as far as older evidence tells.
         samples: evaluation samples, or None.
         budget: the gates beside that of the outputs.
+        threads: to measure the latency on; None takes as many as the target has cores.
         progress: where to say how far it is.
 
     Raises:
@@ -180,7 +185,7 @@ def verify(
     with progress.step(f"bench on {device.name}"):
         measured = device.bench(
             bundle.folder,
-            threads=None,
+            threads=threads,
             seconds=BENCH_SECONDS,
             runs=BENCH_RUNS,
         )

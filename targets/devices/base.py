@@ -132,10 +132,24 @@ class CommandDevice:
             answers += _split_answers(self.name, info["outputs"], data, len(part))
         return answers
 
-    def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
-        """Measure single inferences with `model --bench`, raw samples included."""
+    def bench(
+        self,
+        folder: Path,
+        *,
+        threads: int | None,
+        seconds: float,
+        runs: int,
+        warm_up_seconds: float | None = None,
+    ) -> Measurement:
+        """Measure single inferences with `model --bench`, raw samples included.
+
+        Before that it warms up until times are steady, for `warm_up_seconds` at most.
+        """
         keys = ("samples_ms", "threads", "device")
-        printed = self._measure(folder, ["--bench"], threads, seconds, runs, keys)
+        command = ["--bench"]
+        if warm_up_seconds is not None:
+            command += ["--warmup", str(warm_up_seconds)]
+        printed = self._measure(folder, command, threads, seconds, runs, keys)
         return Measurement(
             samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
             threads=int(printed["threads"]),

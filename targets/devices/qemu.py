@@ -73,6 +73,7 @@ class QemuDevice(CommandDevice):
         threads: int | None,  # noqa: ARG002
         seconds: float,  # noqa: ARG002
         runs: int,  # noqa: ARG002
+        warm_up_seconds: float | None = None,  # noqa: ARG002
     ) -> Measurement:
         """Count instructions per inference; `seconds` and `runs` are meaningless here.
 

@@ -197,9 +197,11 @@ def test_an_interrupt_is_one_line(
 
 def test_run_and_verify(edgepress: Edgepress, world: World, tmp_path: Path) -> None:
     arguments = ("run", world.model, "-t", "native", "--calib", world.samples, "-o", tmp_path / "b")
-    code, out, _ = edgepress(*arguments, "--json", "--html", tmp_path / "report.html")
+    options = ("--json", "--threads", "1", "--html", tmp_path / "report.html")
+    code, out, _ = edgepress(*arguments, *options)
     document = json.loads(out)
     assert (code, document["passed"]) == (0, True)
+    assert document["evidence"]["latency"]["threads"] == 1
     assert [step["pass_name"] for step in document["steps"]][-2:] == ["calibrate", "quantize-int8"]
     assert "quantize-int8" in (tmp_path / "report.html").read_text()
     code, out, _ = edgepress(
@@ -207,6 +209,8 @@ def test_run_and_verify(edgepress: Edgepress, world: World, tmp_path: Path) -> N
     )
     assert code == 6
     assert "latency_ms" in out
+    code, out, _ = edgepress("verify", tmp_path / "b", "--threads", "2", "--json")
+    assert (code, json.loads(out)["latency"]["threads"]) == (0, 2)
     (tmp_path / "b/model").write_bytes(b"not a program")
     code, _, err = edgepress("verify", tmp_path / "b")
     assert code == 2
@@ -295,7 +299,16 @@ def test_bench_is_a_race(
     code, out, _ = edgepress(*arguments, "--model", world.model, "--json")
     assert code == 0
     race = json.loads(out)
-    assert set(race["medians_ms"]) == {"edgepress", "onnxruntime int8", "onnxruntime fp32"}
+    assert set(race["medians_ms"]) == {
+        "edgepress",
+        "onnxruntime int8",
+        "onnxruntime fp32",
+        "onnxruntime int8 static",
+    }
+    assert set(race["sqnr_db"]) == set(race["medians_ms"])
+    assert race["sqnr_db"]["onnxruntime fp32"] > 100
+    assert list(race["skipped"]) == ["onnxruntime int8 dynamic"]
+    assert race["notes"]  # samples to calibrate on were not given
     for name, ratio in race["our_time_over_theirs"].items():
         assert ratio["min"] <= ratio["median"] <= ratio["max"]
         shares = [

@@ -1,0 +1,1 @@
+"""Other runtimes that bundles are raced against. One per file."""
