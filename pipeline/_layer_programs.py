@@ -93,7 +93,7 @@ def _kind(call: Call) -> str:
 
 def _reads(call: Call, program: Program) -> list[str]:
     """Return the tensors that a call reads."""
-    known = {*call.outputs, *program.constants, *program.prepared}
+    known = {*call.outputs, *program.constants}
     return [name for name in call.arguments if name not in known]
 
 
@@ -101,17 +101,14 @@ def _only(program: Program, calls: list[Call], wanted: set[str]) -> Program:
     """Return a program of some of the calls, and of what they touch."""
     written = [name for call in calls for name in call.outputs]
     read = [name for call in calls for name in _reads(call, program)]
-    named = {name for call in calls for name in call.arguments}
-    preparations = [call for call in program.preparations if not named.isdisjoint(call.outputs)]
-    touched = named.union(*(call.arguments for call in preparations))
+    touched = {name for call in calls for name in call.arguments}
     return Program(
         inputs=tuple(dict.fromkeys(name for name in read if name not in written)),
         outputs=tuple(name for name in written if name in wanted),
         tensors={name: t for name, t in program.tensors.items() if name in touched},
         constants={name: a for name, a in program.constants.items() if name in touched},
         calls=calls,
-        preparations=preparations,
-        kernels={c.kernel: program.kernels[c.kernel] for c in (*preparations, *calls)},
+        kernels={call.kernel: program.kernels[call.kernel] for call in calls},
     )
 
 
@@ -141,17 +138,15 @@ def _include(program: Program, layer: Program, prefix: str) -> None:
     )
     program.constants.update({prefix + name: a for name, a in layer.constants.items()})
     program.kernels.update({prefix + name: k for name, k in layer.kernels.items()})
-    program.preparations += [_renamed(prefix, call) for call in layer.preparations]
-    program.calls += [_renamed(prefix, call) for call in layer.calls]
-
-
-def _renamed(prefix: str, call: Call) -> Call:
-    return Call(
-        prefix + call.kernel,
-        tuple(_prefixed(prefix, call.arguments)),
-        tuple(_prefixed(prefix, call.outputs)),
-        call.node,
-    )
+    for call in layer.calls:
+        program.calls.append(
+            Call(
+                prefix + call.kernel,
+                tuple(_prefixed(prefix, call.arguments)),
+                tuple(_prefixed(prefix, call.outputs)),
+                call.node,
+            )
+        )
 
 
 def _prefixed(prefix: str, names: Iterable[str]) -> Iterator[str]:

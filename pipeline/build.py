@@ -90,7 +90,6 @@ def build(
         calibration=_calibration(prepared.calibration),
         memory={
             "arena_bytes": artifact.arena_bytes,
-            "prepared_bytes": artifact.prepared_bytes,
             "workspace_bytes": artifact.workspace_bytes,
             "weight_bytes": artifact.weight_bytes,
         },

@@ -57,7 +57,7 @@ class Manifest:
         inputs: name, dtype, shape, scale, zero_point of each, in order.
         outputs: likewise.
         calibration: `{"samples", "sha256"}`, or None.
-        memory: arena_bytes, prepared_bytes, workspace_bytes, weight_bytes.
+        memory: arena_bytes, workspace_bytes, weight_bytes.
         weights: per constant: name, dtype, shape, codec, raw_bytes, encoded_bytes, sha256.
         golden: `{"samples", "source", "reference", "tolerances"}`.
         files: path, role, size_bytes, sha256 of every other file.

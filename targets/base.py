@@ -110,7 +110,6 @@ class Artifact:
     Attributes:
         folder: holds `model`, `libmodel.so`, `model.h`, `weights.epw`.
         arena_bytes: planned activation memory.
-        prepared_bytes: weights in another form, made when the model is opened.
         workspace_bytes: scratch that kernels ask for while they run.
         weight_bytes: raw bytes of all constants.
         weights: per constant: name, dtype, shape, codec, raw_bytes, encoded_bytes, sha256.
@@ -118,7 +117,6 @@ class Artifact:
 
     folder: Path
     arena_bytes: int
-    prepared_bytes: int
     workspace_bytes: int
     weight_bytes: int
     weights: list[dict[str, Any]]

@@ -42,8 +42,6 @@ def driver_source(program: Program, plan: Plan, target: Target, driver: Driver) 
     """
     places = _places(program, plan, driver)
     calls = [_call_expression(call, places) for call in program.calls]
-    preparations = [_call_expression(call, places) for call in program.preparations]
-    read_later = {name for call in program.calls for name in call.arguments}
     nodes = [call.node or call.kernel for call in program.calls]
     for output, expression in _copies(program):
         calls.append(expression)
@@ -64,19 +62,17 @@ def driver_source(program: Program, plan: Plan, target: Target, driver: Driver) 
         "    return 0;",
         "}",
         "",
-        "int32_t driver_prepare(int call, uint8_t *prepared, const void *const *weights)",
+        "int32_t driver_call(int call, uint8_t *arena, const void *const *weights,",
+        "                    const void *const *inputs, void *const *outputs)",
         "{",
-        "    (void)prepared, (void)weights;",
-        *_switch(preparations, [call.node or call.kernel for call in program.preparations]),
-        "}",
-        "",
-        "int32_t driver_call(int call, uint8_t *arena, const uint8_t *prepared,",
-        "                    const void *const *weights, const void *const *inputs,",
-        "                    void *const *outputs)",
-        "{",
-        "    (void)arena, (void)prepared, (void)weights, (void)inputs, (void)outputs;",
-        "    (void)driver_copy;",
-        *_switch(calls, nodes),
+        "    (void)arena, (void)weights, (void)inputs, (void)outputs, (void)driver_copy;",
+        "    switch (call) {",
+        *(
+            f"    case {i}: return {expression}; /* {_comment(node)} */"
+            for i, (expression, node) in enumerate(zip(calls, nodes, strict=True))
+        ),
+        "    default: return -1;",
+        "    }",
         "}",
         "",
         *_array("const char *const", "nodes", [c_string(node) for node in nodes]),
@@ -84,11 +80,6 @@ def driver_source(program: Program, plan: Plan, target: Target, driver: Driver) 
             "const uint64_t",
             "weight_sizes",
             [f"{entry['raw_bytes']}, /* {_comment(entry['name'])} */" for entry in driver.weights],
-        ),
-        *_array(
-            "const uint8_t",
-            "weights_kept",
-            [str(int(str(entry["name"]) in read_later)) for entry in driver.weights],
         ),
         *_array("const double", "tolerances", [repr(float(t)) for t in driver.tolerances]),
         *_array("const char *const", "features", [c_string(f) for f in target.cpu_flags]),
@@ -102,11 +93,8 @@ def driver_source(program: Program, plan: Plan, target: Target, driver: Driver) 
         "    .tolerances = tolerances,",
         f"    .weight_count = {len(driver.weights)},",
         "    .weight_sizes = weight_sizes,",
-        "    .weights_kept = weights_kept,",
         f"    .weights_checksum = 0x{driver.weights_checksum:08x}u,",
         f"    .weight_bytes = {driver.weight_bytes}u,",
-        f"    .preparation_count = {len(preparations)},",
-        f"    .prepared_bytes = {plan.prepared_bytes}u,",
         f"    .arena_bytes = {plan.arena_bytes}u,",
         f"    .workspace_bytes = {program.workspace_bytes}u,",
         "    .features = features,",
@@ -180,7 +168,6 @@ def _tensor_table(kind: str, tensors: Sequence[Tensor]) -> list[str]:
 def _places(program: Program, plan: Plan, driver: Driver) -> dict[str, str]:
     """C expression of the address of every tensor and constant."""
     places = {name: f"arena + {offset}" for name, offset in plan.offsets.items()}
-    places |= {name: f"prepared + {offset}" for name, offset in plan.prepared.items()}
     places |= {str(entry["name"]): f"weights[{i}]" for i, entry in enumerate(driver.weights)}
     places |= {name: f"outputs[{i}]" for i, name in reversed(list(enumerate(program.outputs)))}
     return places | {name: f"inputs[{i}]" for i, name in enumerate(program.inputs)}
@@ -199,21 +186,6 @@ def _copies(program: Program) -> Iterable[tuple[str, str]]:
         yield name, f"driver_copy(outputs[{i}], {source}, {size_bytes}u)"
 
 
-def _switch(expressions: Sequence[str], nodes: Sequence[str]) -> list[str]:
-    """Return the value of one of these expressions, chosen by `call`."""
-    if not expressions:
-        return ["    (void)call;", "    return -1;"]
-    return [
-        "    switch (call) {",
-        *(
-            f"    case {i}: return {expression}; /* {_comment(node)} */"
-            for i, (expression, node) in enumerate(zip(expressions, nodes, strict=True))
-        ),
-        "    default: return -1;",
-        "    }",
-    ]
-
-
 def _call_expression(call: Call, places: Mapping[str, str]) -> str:
     return f"{call.kernel}({', '.join(places[name] for name in call.arguments)})"
 
@@ -221,7 +193,7 @@ def _call_expression(call: Call, places: Mapping[str, str]) -> str:
 def _prototypes(program: Program) -> list[str]:
     """Declare every kernel that is called; a parameter that no call writes is const."""
     written: dict[str, list[bool]] = {}
-    for call in (*program.preparations, *program.calls):
+    for call in program.calls:
         if not _IDENTIFIER.fullmatch(call.kernel):
             raise ValueError(f"kernel {call.kernel!r} is not a C identifier")
         now = [name in call.outputs for name in call.arguments]

@@ -121,7 +121,6 @@ def export(
     return Artifact(
         folder=folder,
         arena_bytes=arena.arena_bytes,
-        prepared_bytes=arena.prepared_bytes,
         workspace_bytes=program.workspace_bytes,
         weight_bytes=driver.weight_bytes,
         weights=weights,
@@ -156,8 +155,7 @@ def _check_features(target: Target) -> None:
 
 def _read_constants(program: Program) -> dict[str, Array]:
     """Constants that a call reads; the others need not be on the board."""
-    calls = (*program.preparations, *program.calls)
-    read = {name for call in calls for name in call.arguments}
+    read = {name for call in program.calls for name in call.arguments}
     return {name: array for name, array in program.constants.items() if name in read}
 
 

@@ -1,8 +1,5 @@
 """Where every intermediate tensor lies: liveness, and an arena plan.
 
-Prepared tensors, which live as long as the model is open, lie one behind another in memory of
-their own.
-
 The plan is offline: the generated C adds constant offsets to one arena. Tensors are placed largest
 first, each into the smallest gap that fits between those already placed which live at the same
 time (greedy by size, best fit: Pisarchyk and Lee, "Efficient Memory Management for Deep Neural Net
@@ -39,15 +36,11 @@ class Plan:
             outputs are not in it: they lie in the caller's memory.
         arena_bytes: size of the arena.
         lives: tensor name to the calls during which it is live.
-        prepared: prepared tensor name to its byte offset in their memory.
-        prepared_bytes: size of that memory.
     """
 
     offsets: dict[str, int]
     arena_bytes: int
     lives: dict[str, Life]
-    prepared: dict[str, int]
-    prepared_bytes: int
 
 
 def plan(program: Program) -> Plan:
@@ -67,16 +60,12 @@ def plan(program: Program) -> Plan:
         )
         offsets[name] = _best_gap(taken, sizes[name])
     arena_bytes = max((offsets[name] + sizes[name] for name in offsets), default=0)
-    prepared, prepared_bytes = {}, 0
-    for name in program.prepared:
-        prepared[name] = prepared_bytes
-        prepared_bytes += _aligned(program.tensors[name].size_bytes)
-    return Plan({n: offsets[n] for n in lives}, arena_bytes, lives, prepared, prepared_bytes)
+    return Plan({name: offsets[name] for name in lives}, arena_bytes, lives)
 
 
 def _lives(program: Program) -> dict[str, Life]:
     """Life of every tensor that belongs into the arena, in the order in which they are written."""
-    outside = {*program.inputs, *program.outputs, *program.constants, *program.prepared}
+    outside = {*program.inputs, *program.outputs, *program.constants}
     lives: dict[str, Life] = {}
     for index, call in enumerate(program.calls):
         for name in call.arguments:

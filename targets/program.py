@@ -60,8 +60,6 @@ class Program:
         constants: weights and tables in the layout that the kernels read.
         calls: in execution order.
         kernels: name to TIR function.
-        preparations: calls that run once, when the model is opened, before all others. They read
-            constants, and what they write stays as long as the model is open.
         workspace_bytes: the most memory that any kernel asks for while it runs (through
             `TVMBackendAllocWorkspace`), per thread.
     """
@@ -72,39 +70,24 @@ class Program:
     constants: dict[str, Array] = field(default_factory=dict)
     calls: list[Call] = field(default_factory=list)
     kernels: dict[str, Any] = field(default_factory=dict)
-    preparations: list[Call] = field(default_factory=list)
     workspace_bytes: int = 0
 
     def validate(self) -> None:
         """Raise ValueError where a call reads what nobody wrote, or a name is unknown."""
-        written: set[str] = set()
-        for call in self.preparations:
-            self._check(call, written)
-        if prepared := [name for name in (*self.inputs, *self.outputs) if name in written]:
-            raise ValueError(f"{', '.join(prepared)}: neither an input nor an output is prepared")
-        written.update(self.inputs)
+        written = set(self.inputs)
         for call in self.calls:
-            self._check(call, written)
+            if call.kernel not in self.kernels:
+                raise ValueError(f"{call.node}: no kernel is called {call.kernel!r}")
+            for name in call.arguments:
+                if name in self.constants or name in call.outputs:
+                    continue
+                if name not in self.tensors:
+                    raise ValueError(f"{call.node}: no tensor is called {name!r}")
+                if name not in written:
+                    raise ValueError(f"{call.node}: {name!r} is read before it is written")
+            for name in call.outputs:
+                if name in written or name in self.constants:
+                    raise ValueError(f"{call.node}: {name!r} is written twice")
+                written.add(name)
         if missing := [name for name in self.outputs if name not in written]:
             raise ValueError(f"nothing writes the outputs {', '.join(missing)}")
-
-    @property
-    def prepared(self) -> tuple[str, ...]:
-        """Names of the tensors that preparations write, in order."""
-        return tuple(name for call in self.preparations for name in call.outputs)
-
-    def _check(self, call: Call, written: set[str]) -> None:
-        """Check one call, and add what it writes to what is written."""
-        if call.kernel not in self.kernels:
-            raise ValueError(f"{call.node}: no kernel is called {call.kernel!r}")
-        for name in call.arguments:
-            if name in self.constants or name in call.outputs:
-                continue
-            if name not in self.tensors:
-                raise ValueError(f"{call.node}: no tensor is called {name!r}")
-            if name not in written:
-                raise ValueError(f"{call.node}: {name!r} is read before it is written")
-        for name in call.outputs:
-            if name in written or name in self.constants:
-                raise ValueError(f"{call.node}: {name!r} is written twice")
-            written.add(name)

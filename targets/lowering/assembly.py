@@ -113,18 +113,6 @@ class Assembly:
         """Append a call with one output, its last argument."""
         self.program.calls.append(Call(kernel, (*inputs, output), (output,), node))
 
-    def prepare(self, kernel: str, inputs: list[str], name: str, dtype: str, size: int) -> str:
-        """Append a preparation that writes a tensor of `size` elements; return its name.
-
-        Equal preparations of the same constants are made once.
-        """
-        for call in self.program.preparations:
-            if (call.kernel, call.arguments[:-1]) == (kernel, tuple(inputs)):
-                return call.outputs[0]
-        name = self.scratch(name, dtype, (size,))
-        self.program.preparations.append(Call(kernel, (*inputs, name), (name,), name))
-        return name
-
     def copy(self, value: ir.Value, name: str) -> None:
         """Copy a value's bytes into a tensor of its own."""
         shape, dtype = shape_of(value), dtype_of(value)

@@ -38,10 +38,8 @@ int info_command(const struct options *options)
     print_tensors(description.outputs, description.output_count, description.tolerances);
     printf("], \"threads\": %d", options->threads > 0 ? options->threads : threads);
     printf(", \"calls\": %d", description.call_count);
-    printf(", \"arena_bytes\": %llu, \"prepared_bytes\": %llu, \"workspace_bytes\": %llu, "
-           "\"weight_bytes\": %llu",
+    printf(", \"arena_bytes\": %llu, \"workspace_bytes\": %llu, \"weight_bytes\": %llu",
            (unsigned long long)description.arena_bytes,
-           (unsigned long long)description.prepared_bytes,
            (unsigned long long)description.workspace_bytes,
            (unsigned long long)description.weight_bytes);
     printf(", \"features\": {");

@@ -22,7 +22,6 @@ static bool threads_chosen;
 static struct weights weights;
 static const void **weight_data;
 static uint8_t *arena;
-static uint8_t *prepared; /* weights in the form that kernels want, made when the model is opened */
 
 void (*profile_after_call)(int call);
 
@@ -33,10 +32,8 @@ static void close_all(void)
     weights_close(&weights);
     free(weight_data);
     free(arena);
-    free(prepared);
     weight_data = NULL;
     arena = NULL;
-    prepared = NULL;
     is_open = false;
 }
 
@@ -74,45 +71,15 @@ static int open_weights(const char *path)
     return 0;
 }
 
-/* `bytes` is a multiple of the alignment. 0, or -1 with error_text() set. */
-static int allocate(uint8_t **memory, uint64_t bytes, const char *what)
+static int open_arena(void)
 {
+    uint64_t bytes = description.arena_bytes;
     if (bytes > 0 && bytes <= SIZE_MAX)
-        *memory = aligned_alloc(MODEL_ALIGNMENT, (size_t)bytes);
-    if (bytes > 0 && *memory == NULL) {
-        error_set("no memory for %llu bytes of %s", (unsigned long long)bytes, what);
+        arena = aligned_alloc(MODEL_ALIGNMENT, (size_t)bytes);
+    if (bytes > 0 && arena == NULL) {
+        error_set("no memory for %llu bytes of activations", (unsigned long long)bytes);
         return -1;
     }
-    return 0;
-}
-
-/* Say which step failed, and why. */
-static void blame(const char *what, int32_t code)
-{
-    char why[ERROR_TEXT_BYTES];
-    snprintf(why, sizeof why, "%s", error_text());
-    error_set("%s failed with code %d: %s", what, (int)code,
-              why[0] != '\0' ? why : "the kernel gave no reason");
-}
-
-/* Run the kernels that bring weights into the form that others want; give back what only they
- * read. */
-static int prepare_weights(void)
-{
-    if (allocate(&prepared, description.prepared_bytes, "prepared weights") != 0)
-        return -1;
-    workspace_begin_run();
-    error_set("%s", "");
-    for (int call = 0; call < description.preparation_count; call++) {
-        int32_t code = driver_prepare(call, prepared, weight_data);
-        if (code != 0) {
-            blame("preparing the weights", code);
-            return -1;
-        }
-    }
-    for (int i = 0; i < description.weight_count && description.preparation_count > 0; i++)
-        if (!description.weights_kept[i])
-            weights_release(&weights.tensors[i]);
     return 0;
 }
 
@@ -128,9 +95,8 @@ static int open_locked(const char *path)
         int available = threads_available();
         threads_set(available < description.threads ? available : description.threads);
     }
-    if (open_weights(path) != 0 || allocate(&arena, description.arena_bytes, "activations") != 0 ||
-        workspace_open(description.workspace_bytes, threads_count()) != 0 ||
-        prepare_weights() != 0) {
+    if (open_weights(path) != 0 || open_arena() != 0 ||
+        workspace_open(description.workspace_bytes, threads_count()) != 0) {
         close_all();
         return MODEL_UNUSABLE;
     }
@@ -168,10 +134,13 @@ static int run_locked(const void *const *inputs, void *const *outputs)
     threads_begin_run();
     int32_t code = 0;
     for (int call = 0; call < description.call_count && code == 0; call++) {
-        code = driver_call(call, arena, prepared, weight_data, inputs, outputs);
-        if (code != 0)
-            blame(description.nodes[call], code);
-        else if (profile_after_call != NULL)
+        code = driver_call(call, arena, weight_data, inputs, outputs);
+        if (code != 0) {
+            char why[ERROR_TEXT_BYTES];
+            snprintf(why, sizeof why, "%s", error_text());
+            error_set("%s failed with code %d: %s", description.nodes[call], (int)code,
+                      why[0] != '\0' ? why : "the kernel gave no reason");
+        } else if (profile_after_call != NULL)
             profile_after_call(call);
     }
     threads_end_run();

@@ -1,4 +1,4 @@
-#define _DEFAULT_SOURCE /* madvise */
+#define _POSIX_C_SOURCE 200809L
 
 #include "weights.h"
 
@@ -295,15 +295,6 @@ int weights_open(struct weights *weights, const char *path)
         return -1;
     }
     return 0;
-}
-
-void weights_release(const struct weight *tensor)
-{
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t first = ((uintptr_t)tensor->data + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)tensor->data + (uintptr_t)tensor->bytes) / page * page;
-    if (first < end) /* pages of the file: the system reads them again where they are wanted */
-        madvise((void *)first, end - first, MADV_DONTNEED);
 }
 
 void weights_close(struct weights *weights)

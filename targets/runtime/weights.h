@@ -21,9 +21,6 @@ struct weights {
 /* Map a file and check every byte of it. 0, or -1 with error_text() set and nothing to close. */
 int weights_open(struct weights *weights, const char *path);
 
-/* Give back the memory of a tensor that will hardly be read again; its bytes stay readable. */
-void weights_release(const struct weight *tensor);
-
 void weights_close(struct weights *weights);
 
 #endif

@@ -115,8 +115,6 @@ def _run(program: Program, library: ctypes.CDLL, feeds: Mapping[str, Array]) -> 
     for name, tensor in program.tensors.items():
         memory[name] = _Memory.holding(np.zeros(tensor.shape, tensor.dtype))
         memory[name].array.reshape(-1).view(np.uint8)[:] = _GARBAGE
-    for call in program.preparations:
-        _call(call, library, memory)
     for name in program.inputs:
         feed, tensor = feeds[name], program.tensors[name]
         assert (str(feed.dtype), feed.shape) == (tensor.dtype, tensor.shape), (

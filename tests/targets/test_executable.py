@@ -70,7 +70,6 @@ def test_info(artifact: Artifact) -> None:
         "threads": min(2, len(os.sched_getaffinity(0))),
         "calls": 3,
         "arena_bytes": 64,
-        "prepared_bytes": 0,
         "workspace_bytes": 0,
         "weight_bytes": 24,
         "features": {HOST.cpu_flags[0]: True},

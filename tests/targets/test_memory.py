@@ -107,4 +107,4 @@ def test_an_output_that_is_read_stays_in_the_callers_memory() -> None:
     tensors = {n: Tensor(n, "int8", (64,)) for n in ("x", "y", "z")}
     calls = [Call("k", ("x", "y"), ("y",)), Call("k", ("y", "z"), ("z",))]
     made = plan(Program(("x",), ("y", "z"), tensors, {}, calls, {"k": None}))
-    assert made == Plan({}, 0, {}, {}, 0)
+    assert made == Plan({}, 0, {})
