@@ -37,7 +37,7 @@ from edgepress.targets.schedules.panel import (
     tile_for,
 )
 
-_PARALLEL_MACS = 2_000_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_MACS = 500_000  # below this, handing over a part costs more than it saves
 _FEWEST_TASKS = 4  # where there are fewer heads, their queries are split
 
 

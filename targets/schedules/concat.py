@@ -9,7 +9,7 @@ import numpy as np
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Kernel, chunks, load
 
-_PARALLEL_BYTES = 256 * 1024  # below this, waking a second thread costs more than it saves
+_PARALLEL_BYTES = 64 * 1024  # below this, handing over a part costs more than it saves
 
 
 def concat(name: str, outer: int, runs: tuple[int, ...], dtype: str, isa: Isa) -> Any:

@@ -53,7 +53,7 @@ from edgepress.targets.schedules.epilogue import (
 from edgepress.targets.schedules.outputs import Outputs
 
 Array = npt.NDArray[Any]
-_PARALLEL_MACS = 2_000_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_MACS = 500_000  # below this, handing over a part costs more than it saves
 # LLVM unrolls short reductions inside the loop over the window's rows, and then holds inputs and
 # weights of several steps at once: with a full tile of accumulators, it spills some of them.
 _UNROLLED_STEPS, _UNROLLED_REGISTERS = 8, 6

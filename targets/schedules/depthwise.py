@@ -41,9 +41,9 @@ from edgepress.targets.schedules.interleave import interleaved
 from edgepress.targets.schedules.lane_outputs import outputs_of
 from edgepress.targets.schedules.pointers import chosen
 
-# Below so many multiply-accumulates, waking a second thread costs more than it saves.
-_PARALLEL_MACS = 500_000
-_PARALLEL_MACS_OF_64_BYTES = 1_500_000  # in integers, of whole vectors
+# Below so many multiply-accumulates, handing over a part costs more than it saves.
+_PARALLEL_MACS = 100_000
+_PARALLEL_MACS_OF_64_BYTES = 300_000  # in integers, of whole vectors
 _FEW_LINES = 16  # fewer are split further, by channels
 
 

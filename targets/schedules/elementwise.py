@@ -22,7 +22,7 @@ from edgepress.targets.schedules.epilogue import (
     weighted_sum,
 )
 
-_PARALLEL_SIZE = 512 * 1024  # below this, waking a second thread costs more than it saves
+_PARALLEL_SIZE = 64 * 1024  # below this, handing over a part costs more than it saves
 _LINE = 4096
 
 

@@ -17,7 +17,7 @@ from edgepress.targets.schedules.epilogue import Requantise, requantised
 from edgepress.targets.schedules.stage import StageShape, fill_run
 
 PIXEL_BYTES = 4  # of 8-bit values
-_PARALLEL_SIZE = 256 * 1024  # below this, waking a second thread costs more than it saves
+_PARALLEL_SIZE = 32 * 1024  # below this, handing over a part costs more than it saves
 
 
 def intake(

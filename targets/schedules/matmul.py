@@ -24,7 +24,7 @@ from edgepress.targets.schedules.panel import (
     tile_for,
 )
 
-_PARALLEL_MACS = 2_000_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_MACS = 500_000  # below this, handing over a part costs more than it saves
 
 
 @dataclass(frozen=True)

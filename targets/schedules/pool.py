@@ -26,7 +26,7 @@ from edgepress.targets.schedules.epilogue import (
 )
 from edgepress.targets.schedules.window import WindowShape
 
-PARALLEL_READS = 1_000_000  # below this, waking a second thread costs more than it saves
+PARALLEL_READS = 200_000  # below this, handing over a part costs more than it saves
 
 
 def max_pool(name: str, shape: WindowShape, isa: Isa, dtype: str) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Expr, Kernel, chunks, load, repeat
 
-_PARALLEL_READS = 500_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_READS = 100_000  # below this, handing over a part costs more than it saves
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from edgepress.targets.schedules.emit import (
 )
 from edgepress.targets.schedules.epilogue import nearest
 
-_PARALLEL_SIZE = 64 * 1024  # values: below this, waking a second thread costs more than it saves
+_PARALLEL_SIZE = 16 * 1024  # values: below this, handing over a part costs more than it saves
 _REGISTERS_PER_ROW = 8  # most are the parts of three results
 _CHAINS = 4  # sums side by side, as an addition takes four cycles
 _NOT_SIGN, _INFINITY_BITS = 0x7FFFFFFF, 0x7F800000

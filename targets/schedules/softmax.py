@@ -15,7 +15,7 @@ from edgepress.targets.schedules.epilogue import Requantise
 
 EXPONENTIAL_BITS = 29
 LARGEST_DIVISOR = 2**31 - 1
-_PARALLEL_SIZE = 32 * 1024  # elements; each costs a division
+_PARALLEL_SIZE = 8 * 1024  # elements; each costs a division
 
 
 @dataclass(frozen=True)

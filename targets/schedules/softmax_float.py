@@ -22,7 +22,7 @@ from edgepress.targets.schedules.emit import (
 )
 from edgepress.targets.schedules.softmax import SoftmaxShape
 
-_PARALLEL_SIZE = 64 * 1024  # below this, waking a second thread costs more than it saves
+_PARALLEL_SIZE = 16 * 1024  # below this, handing over a part costs more than it saves
 _TOGETHER = 4  # rows whose chains of dependent instructions run side by side
 
 Choose = Callable[[Expr, Expr], Expr]

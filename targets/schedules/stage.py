@@ -15,7 +15,7 @@ from tvm import tirx
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, cast, chunks, load, splat
 
-_PARALLEL_BYTES = 256 * 1024  # below this, waking a second thread costs more than it saves
+_PARALLEL_BYTES = 64 * 1024  # below this, handing over a part costs more than it saves
 
 
 @dataclass(frozen=True)

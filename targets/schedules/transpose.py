@@ -17,7 +17,7 @@ from tvm import tirx
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, load
 
-_PARALLEL_SIZE = 256 * 1024  # below this, waking a second thread costs more than it saves
+_PARALLEL_SIZE = 64 * 1024  # below this, handing over a part costs more than it saves
 _SQUARE = 8  # elements; more would need more registers than most instruction sets have
 _FEW = 4  # rows or columns that are interleaved at once
 

@@ -56,7 +56,7 @@ from edgepress.targets.schedules.winograd_layout import (
 from edgepress.targets.schedules.winograd_transforms import Arithmetic
 
 _CACHE_LINE = 16  # float32
-_PARALLEL_PRODUCTS = 1_000_000  # below this, waking a second thread costs more than it saves
+_PARALLEL_PRODUCTS = 300_000  # below this, handing over a part costs more than it saves
 
 
 def winograd(
