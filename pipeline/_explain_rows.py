@@ -21,7 +21,13 @@ from edgepress.targets.program import Call, Program
 CONVERSIONS = {"quantise": "Quantize", "dequantise": "Dequantize", "rescale": "Rescale",
                "transpose": "Layout", "copy": "Copy", "intake": "Input"}  # fmt: skip
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
-_CONVERTING = ("quantise", "dequantise", "transpose", "copy", "intake")  # whatever node they are called after
+_CONVERTING = (
+    "quantise",
+    "dequantise",
+    "transpose",
+    "copy",
+    "intake",
+)  # whatever node they are called after
 _CLAMPS = ("Relu", "Clip", "Add")
 _VIEWS = ("Reshape", "Flatten", "Identity", "Squeeze", "Unsqueeze", "Constant")
 _GATHER = re.compile(r"take|gather")

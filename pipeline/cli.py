@@ -197,6 +197,11 @@ def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
 @click.option("--model", type=PATH, help="The original model, to measure the loss of accuracy.")
 @click.option("--max-latency-ms", type=click.FloatRange(0), help="Gate on the median latency.")
 @GATE_THREADS
+@click.option(
+    "--cores",
+    metavar="LIST",
+    help="Pin one thread to each for the latency: big, little, or numbers such as 0,2-3.",
+)
 @HTML
 @common
 def verify(folder: Path, as_json: bool, **options: Any) -> int:

@@ -137,6 +137,7 @@ def verify(
     model: Path | None,
     max_latency_ms: float | None,
     threads: int | None,
+    cores: str | None,
     html: Path | None,
     as_json: bool,
 ) -> int:
@@ -158,6 +159,7 @@ def verify(
         original=model,
         max_latency_ms=max_latency_ms,
         threads=threads,
+        cores=cores,
         progress=progress,
     )
     try:

@@ -72,6 +72,7 @@ def verify_folder(
     original: Path | None = None,
     max_latency_ms: float | None = None,
     threads: int | None = None,
+    cores: str | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
     """Verify a bundle with what its own manifest and the user's files say.
@@ -83,6 +84,7 @@ def verify_folder(
         original: the model that the bundle was built from.
         max_latency_ms: replaces the budget's.
         threads: to measure the latency on; None takes as many as the target has cores.
+        cores: to pin them to: `big`, `little`, or a list such as `0,2-3`; None pins none.
         progress: where to say how far it is.
 
     Raises:
@@ -111,6 +113,7 @@ def verify_folder(
         samples=samples,
         budget=budget,
         threads=threads,
+        cores=cores,
         progress=progress,
     )
 
@@ -149,6 +152,7 @@ def verify(
     samples: Samples | None,
     budget: Budget,
     threads: int | None = None,
+    cores: str | None = None,
     progress: Progress | None = None,
 ) -> Evidence:
     """Run a bundle on a device and judge every gate.
@@ -162,6 +166,7 @@ def verify(
         samples: evaluation samples, or None.
         budget: the gates beside that of the outputs.
         threads: to measure the latency on; None takes as many as the target has cores.
+        cores: to pin them to: `big`, `little`, or a list such as `0,2-3`; None pins none.
         progress: where to say how far it is.
 
     Raises:
@@ -186,6 +191,7 @@ def verify(
         measured = device.bench(
             bundle.folder,
             threads=threads,
+            cores=cores,
             seconds=BENCH_SECONDS,
             runs=BENCH_RUNS,
         )

@@ -69,7 +69,15 @@ class Device(Protocol):
         """Answer feeds: per feed and model input one array of the input's dtype and shape."""
         ...
 
-    def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
+    def bench(
+        self,
+        folder: Path,
+        *,
+        threads: int | None,
+        seconds: float,
+        runs: int,
+        cores: str | None = None,
+    ) -> Measurement:
         """Measure single inferences: at least `runs` of them and at least `seconds`."""
         ...
 
@@ -140,15 +148,19 @@ class CommandDevice:
         seconds: float,
         runs: int,
         warm_up_seconds: float | None = None,
+        cores: str | None = None,
     ) -> Measurement:
         """Measure single inferences with `model --bench`, raw samples included.
 
-        Before that it warms up until times are steady, for `warm_up_seconds` at most.
+        Before that it warms up until times are steady, for `warm_up_seconds` at most. `cores`
+        pins one thread to each of them: "big", "little", or a list such as "0,2-3".
         """
         keys = ("samples_ms", "threads", "device")
         command = ["--bench"]
         if warm_up_seconds is not None:
             command += ["--warmup", str(warm_up_seconds)]
+        if cores is not None:
+            command += ["--cores", cores]
         printed = self._measure(folder, command, threads, seconds, runs, keys)
         return Measurement(
             samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
@@ -156,6 +168,8 @@ class CommandDevice:
             device={
                 "name": self.name,
                 "runs_per_sample": int(printed.get("runs_per_sample", 1)),
+                "peak_memory_bytes": printed.get("peak_memory_bytes"),
+                **({} if cores is None else {"cores": cores}),
                 **printed["device"],
             },
         )

@@ -74,8 +74,9 @@ class QemuDevice(CommandDevice):
         seconds: float,  # noqa: ARG002
         runs: int,  # noqa: ARG002
         warm_up_seconds: float | None = None,  # noqa: ARG002
+        cores: str | None = None,  # noqa: ARG002
     ) -> Measurement:
-        """Count instructions per inference; `seconds` and `runs` are meaningless here.
+        """Count instructions per inference; `seconds`, `runs` and `cores` mean nothing here.
 
         The count is that of two inferences minus that of one, on one thread whatever `threads`
         says: waiting threads would count what they spin. `instructions` is None where the counting

@@ -63,8 +63,12 @@ static struct {
 static _Thread_local int own_index;
 static _Thread_local bool inside_job;
 
-static void relax(void)
+/* Look again, a little later. Now and then let others have the core: the thread that is waited for
+ * may be one of them. */
+static void relax(int spin)
 {
+    if (spin % 512 == 511)
+        sched_yield();
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #elif defined(__aarch64__) || (defined(__arm__) && __ARM_ARCH >= 7)
@@ -122,7 +126,7 @@ static void wait_for_job(unsigned seen)
                 return;
             if (i >= SPINS_AT_REST && !atomic_load_explicit(&pool.running, memory_order_relaxed))
                 break;
-            relax();
+            relax(i);
         }
         tired = atomic_load_explicit(&pool.running, memory_order_relaxed);
         pthread_mutex_lock(&pool.lock);
@@ -152,7 +156,7 @@ static void wait_until_done(int parts)
     for (int i = 0; i < SPINS_FOR_OTHERS; i++) {
         if (atomic_load_explicit(&pool.done, memory_order_acquire) == parts)
             return;
-        relax();
+        relax(i);
     }
     pthread_mutex_lock(&pool.lock);
     while (atomic_load_explicit(&pool.done, memory_order_acquire) != parts)

@@ -132,7 +132,7 @@ def tile_costs(shape: ConvShape, isa: Isa, quantized: bool) -> dict[Tile, float]
     costs: dict[Tile, float] = {}
     inputs_held = isa.group == 1 or isa.by_element
     steps = shape.kernel[0] * shape.kernel[1] * shape.channels / (isa.group if quantized else 1)
-    matrices = by_matrices(shape, isa, quantized)
+    matrices = by_matrices(shape.channels, shape.flattened().out_width, isa, quantized)
     for columns in range(1, min(vectors, 4) + 1):
         for most_rows in range(1, 29):
             held = most_rows * columns + columns + (most_rows if inputs_held else 1) + widening
@@ -196,7 +196,9 @@ def pack_weights(weights: Array, shape: ConvShape, isa: Isa, tile: Tile) -> Arra
     """
     out, given, height, width = weights.shape
     group = 1 if weights.dtype == np.float32 else isa.group
-    group = GROUP if by_matrices(shape, isa, group > 1) else group
+    group = (
+        GROUP if by_matrices(shape.channels, shape.flattened().out_width, isa, group > 1) else group
+    )
     per_group = out // shape.groups
     padded = np.zeros((out, height, width, shape.channels), weights.dtype)
     padded[..., :given] = weights.transpose(0, 2, 3, 1)
@@ -276,7 +278,7 @@ class TileWriter:
         quantized = self.quantized
         self.group = isa.group if quantized else 1
         self.step = step(isa, quantized)
-        self.matrices = by_matrices(shape, isa, quantized)
+        self.matrices = by_matrices(shape.channels, shape.flattened().out_width, isa, quantized)
         if self.matrices:
             self.group = self.step = GROUP
         self.pitch = shape.channels * shape.groups

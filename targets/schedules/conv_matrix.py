@@ -15,25 +15,22 @@ one register by a shuffle, which one pixel on its own would waste.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from tvm import tirx
 
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, load
-
-if TYPE_CHECKING:
-    from edgepress.targets.schedules.conv import ConvShape
 
 GROUP = 8  # inputs of one product
 _VECTOR = 16  # bytes of a register
 _HALVES_OF_COLUMN = 2  # pairs of channels in a vector
 
 
-def by_matrices(shape: ConvShape, isa: Isa, quantized: bool) -> bool:
-    """Tell whether a convolution or product is made of products of matrices."""
-    pixels = shape.flattened().out_width
-    return quantized and isa.matrix is not None and shape.channels % GROUP == 0 and pixels > 1
+def by_matrices(channels: int, pixels: int, isa: Isa, quantized: bool) -> bool:
+    """Tell whether a convolution or product of so many inputs is made of products of matrices.
+
+    `pixels` are the neighbouring outputs that may share a tile.
+    """
+    return quantized and isa.matrix is not None and channels % GROUP == 0 and pixels > 1
 
 
 def held_registers(rows: int, columns: int) -> int:

@@ -55,6 +55,7 @@ class Still(CommandDevice):
         seconds: float,  # noqa: ARG002
         runs: int,  # noqa: ARG002
         warm_up_seconds: float | None = None,  # noqa: ARG002
+        cores: str | None = None,  # noqa: ARG002
     ) -> Measurement:
         cost = 2.0 if folder.name == "bundle" else 3.0
         if self.emulates:

@@ -98,7 +98,15 @@ class Made:
     def infer(self, folder: Path, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
         raise NotImplementedError
 
-    def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
+    def bench(
+        self,
+        folder: Path,
+        *,
+        threads: int | None,
+        seconds: float,
+        runs: int,
+        cores: str | None = None,
+    ) -> Measurement:
         raise NotImplementedError
 
 

@@ -140,6 +140,7 @@ class FakeDevice:
         threads: int | None,  # noqa: ARG002
         seconds: float,  # noqa: ARG002
         runs: int,  # noqa: ARG002
+        cores: str | None = None,  # noqa: ARG002
     ) -> Measurement:
         size = float((folder / "weights.epw").stat().st_size)
         return Measurement(samples_ms=(size, size, 9e9), threads=1, device={})

@@ -55,7 +55,15 @@ class Misbehaving:
         answers = self.device.infer(folder, feeds)
         return [{n: a + np.float32(self.offset) for n, a in answer.items()} for answer in answers]
 
-    def bench(self, folder: Path, *, threads: int | None, seconds: float, runs: int) -> Measurement:
+    def bench(
+        self,
+        folder: Path,
+        *,
+        threads: int | None,
+        seconds: float,
+        runs: int,
+        cores: str | None = None,
+    ) -> Measurement:
         times = () if self.emulated else (seconds,) * runs
         return Measurement(samples_ms=times, threads=threads or 1, instructions=7)
 

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import platform
 import shutil
 import subprocess
@@ -98,6 +99,10 @@ def test_local(host: Path) -> None:
     made = device.bench(host, threads=1, seconds=0.001, runs=20)
     assert len(made.samples_ms) >= 20
     assert (made.threads, made.instructions, made.device["name"]) == (1, None, "local")
+    first = str(min(os.sched_getaffinity(0)))
+    pinned = device.bench(host, threads=None, seconds=0.001, runs=20, cores=first)
+    assert (pinned.threads, pinned.device["cores"]) == (1, first)
+    assert pinned.device["peak_memory_bytes"] > 100_000
     assert not device.emulated
     assert platform.node() in device.machine
     calls = device.profile(host, threads=1, seconds=0.001, runs=20)
