@@ -127,7 +127,7 @@ class Errors:
         quantizing = {
             name: i
             for i, row in enumerate(rows)
-            if row.operator == "Quantize"
+            if row.operator in ("Quantize", "Input")
             for name in row.reads
         }
         found: dict[int, list[str]] = {}

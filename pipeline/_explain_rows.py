@@ -125,7 +125,8 @@ class _Finder:
             node = self._maker(label) or self._maker(call.outputs[0])
         if node is not None and node.op_type not in _QDQ:
             return ("node", node_name(node)), Row(name=node_name(node), operator=node.op_type)
-        name = self._value_name(label if label in self._known else call.outputs[0])
+        moved = call.arguments[0] if kind == "intake" else call.outputs[0]
+        name = self._value_name(label if label in self._known else moved)
         operator = CONVERSIONS.get(kind, kind)
         row = Row(name=name, operator=operator, conversion=kind in CONVERSIONS)
         return ("conversion", operator, call.outputs[0]), row
