@@ -21,11 +21,18 @@ DOT = {
     "avx2": r"vpmaddwd\s.*%ymm",
     "avx512": r"vpmaddwd\s.*%zmm",
     "avx512_vnni": r"vpdpbusd\s.*%zmm",
-    "neon": r"smlal2?\s+v\d+\.4s",
+    "neon": r"smlal2?\s+v\d+\.8h",  # bytes by pairs
     "neon_dotprod": r"sdot\s+v\d+\.4s",
-    "neon_armv7": r"vmlal\.s16\s+q",
+    "neon_i8mm": r"smmla\s+v\d+\.4s",
+    "neon_armv7": r"vmlal\.s8\s+q",
 }
-WIDE_DOT = DOT | {"avx512_vnni": r"vpdpwssd\s.*%zmm", "neon_dotprod": DOT["neon"]}
+WIDE_DOT = DOT | {
+    "avx512_vnni": r"vpdpwssd\s.*%zmm",
+    "neon": r"smlal2?\s+v\d+\.4s",
+    "neon_dotprod": r"smlal2?\s+v\d+\.4s",
+    "neon_i8mm": r"smlal2?\s+v\d+\.4s",
+    "neon_armv7": r"vmlal\.s16\s+[qd]",
+}
 FLOAT = {
     "avx2": r"vfmadd\d+ps\s.*%ymm",
     "avx512": r"vfmadd\d+ps\s.*%zmm",
@@ -53,7 +60,8 @@ WIDE_DEPTHWISE = {  # LLVM may split vpdpwssd
     "neon_i8mm": r"smlal2?\s+v\d+\.4s",
     "neon_armv7": r"vm(ul|la)l\.s16\s+q",
 }
-SPILLING = {"neon_armv7"}  # products and widened weights take more of its 16 registers
+# products of pairs and repeated inputs take more registers than the tile leaves
+SPILLING = {"neon", "neon_armv7"}
 SATURATING = r"vpmaddubsw|vpdpbusds|vpdpwssds|sqdmlal|vqdmlal"
 
 
