@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("calibration", "passes", "pipeline", "targets")
-SHIPPED = {".py", ".toml", ".c", ".h", ".typed", ".html"}
+SHIPPED = {".py", ".toml", ".c", ".h", ".json", ".typed", ".html"}
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +63,7 @@ def test_the_tree_holds_only_what_is_meant_to_ship() -> None:
         "edgepress/targets/boards/raspberry-pi-4.toml",
         "edgepress/targets/runtime/cpu.c",
         "edgepress/targets/runtime/cpu.h",
+        "edgepress/targets/tiles/avx2.json",
         "edgepress/pipeline/recipes/default.toml",
         "edgepress/passes/py.typed",
     ],
