@@ -106,6 +106,9 @@ class Context:
 
     Attributes:
         samples: calibration samples, or None where the user gave none.
+        training: training samples, or None where the user gave none.
+        original: the model before the first pass of the recipe, canonical, or None; passes that
+            train can teach a model to answer as it does. It is not to be changed.
         input_shapes: shapes that the user fixed on the command line, by input name.
         simd_bytes: the vector width of the target in bytes, 16 where no target is known.
         timer: measures layers on the target, or None where no target is known.
@@ -113,6 +116,8 @@ class Context:
     """
 
     samples: Samples | None = None
+    training: Samples | None = None
+    original: ir.Model | None = None
     input_shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
     simd_bytes: int = 16
     timer: LayerTimer | None = None
@@ -152,6 +157,11 @@ class Pass(ABC):
     @property
     def needs_samples(self) -> bool:
         """Whether `Context.samples` must be there, which may depend on the options."""
+        return False
+
+    @property
+    def needs_training(self) -> bool:
+        """Whether `Context.training` must be there, which may depend on the options."""
         return False
 
     @property

@@ -87,7 +87,8 @@ def build(
         target=dataclasses.asdict(target),
         inputs=[describe(value) for value in model.graph.inputs],
         outputs=[describe(value) for value in model.graph.outputs],
-        calibration=_calibration(prepared.calibration),
+        calibration=_samples_facts(prepared.calibration),
+        training=_samples_facts(prepared.training),
         memory={
             "arena_bytes": artifact.arena_bytes,
             "workspace_bytes": artifact.workspace_bytes,
@@ -206,7 +207,7 @@ def _scalar(value: ir.Value | None) -> float | int | None:
     return number
 
 
-def _calibration(samples: Samples | None) -> dict[str, Any] | None:
+def _samples_facts(samples: Samples | None) -> dict[str, Any] | None:
     if samples is None:
         return None
     return {"samples": len(samples), "sha256": samples.sha256()}

@@ -32,7 +32,7 @@ ROLES = {
 }
 GOLDEN = re.compile(r"golden/(0|[1-9]\d*)\.(in|out)")
 ARITHMETIC = ("float", "integer", "mixed")
-OPTIONAL = ("layers",)  # bundles of older versions have none
+OPTIONAL = ("layers", "training")  # bundles of older versions have none
 MAX_JSON_BYTES = 64 << 20
 
 
@@ -57,6 +57,7 @@ class Manifest:
         inputs: name, dtype, shape, scale, zero_point of each, in order.
         outputs: likewise.
         calibration: `{"samples", "sha256"}`, or None.
+        training: likewise of the training samples.
         memory: arena_bytes, workspace_bytes, weight_bytes.
         weights: per constant: name, dtype, shape, codec, raw_bytes, encoded_bytes, sha256.
         golden: `{"samples", "source", "reference", "tolerances"}`.
@@ -81,6 +82,7 @@ class Manifest:
     golden: dict[str, Any]
     files: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    training: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +194,7 @@ def _read_manifest(path: Path) -> Manifest:
             continue
         if key not in data:
             raise BundleError(f"{path}: {key!r} is missing; build the bundle again.")
-        optional = key == "calibration" and data[key] is None
+        optional = key in ("calibration", "training") and data[key] is None
         if not optional and type(data[key]) is not kinds[kind]:
             raise BundleError(f"{path}: {key!r} is not of type {kind}; build the bundle again.")
     manifest = Manifest(**data)

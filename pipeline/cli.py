@@ -76,6 +76,9 @@ RECIPE = click.option(
     help="default (static int8), transformer (dynamic int8), none, or a .toml file.",
 )
 CALIB = click.option("--calib", type=PATH, help="Calibration samples: an .npz or images.")
+TRAIN = click.option(
+    "--train", type=PATH, help="Training samples with labels, for passes that train."
+)
 EVAL = click.option(
     "--eval", "evaluation", type=PATH, help="Evaluation samples, with labels or not."
 )
@@ -127,6 +130,7 @@ def cli() -> None:
 @TARGET
 @RECIPE
 @CALIB
+@TRAIN
 @EVAL
 @SHAPE
 @DEVICE_OPTION
@@ -172,6 +176,7 @@ def compile_(model: Path, target: str, as_json: bool, **options: Any) -> int:
 @RECIPE
 @click.option("-t", "--target", help="Board to choose widths for and to measure layers on.")
 @CALIB
+@TRAIN
 @EVAL
 @SHAPE
 @DEVICE_OPTION

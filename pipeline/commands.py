@@ -34,6 +34,7 @@ def run(
     as_json: bool,
     check: bool,
     calib: Path | None = None,
+    train: Path | None = None,
     evaluation: Path | None = None,
     device: str | None = None,
     html: Path | None = None,
@@ -56,6 +57,7 @@ def run(
         recipe=load_recipe(recipe),
         output=output,
         calib=calib,
+        train=train,
         eval=evaluation,
         input_shapes=input_shapes,
         device=device,
@@ -93,6 +95,7 @@ def compress(
     overwrite: bool,
     no_cache: bool,
     as_json: bool,
+    train: Path | None = None,
 ) -> int:
     """Run the graph passes alone; `edgepress compress`."""
     from edgepress.pipeline import report
@@ -114,6 +117,7 @@ def compress(
         target=board,
         device=device,
         calib=calib,
+        train=train,
         evaluation=evaluation,
         input_shapes=input_shapes,
         cache=_cache(no_cache),

@@ -182,7 +182,15 @@ class Driver:
             {name: list(shape) for name, shape in context.input_shapes.items()},
             context.simd_bytes,
             context.timer.key if context.timer else "",
+            *self._training_key(step, context),
         )
+
+    def _training_key(self, step: Pass, context: Context) -> list[str]:
+        """Return what the result of a pass that trains depends on beside its model."""
+        if not step.needs_training or context.training is None:
+            return []
+        original = "" if context.original is None else snapshot.take(context.original).digest
+        return [context.training.sha256(), original]
 
     def _recall(self, key: str) -> StepRecord | None:
         """Take a finished step from the cache."""
@@ -204,6 +212,10 @@ class Driver:
         if step.needs_samples and context.samples is None:
             why = "needs calibration samples; give some with --calib"
             raise PassRefused(step.name, "samples", why)
+        if step.needs_training and context.training is None:
+            raise PassRefused(
+                step.name, "samples", "needs training samples; give some with --train"
+            )
         model = self.model.clone()
         step.requires(model, context)
         old_ranges = {id(value.meta["range"]) for value in values(model) if "range" in value.meta}

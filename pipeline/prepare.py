@@ -46,6 +46,7 @@ class Prepared:
         steps: one record per pass.
         lossless: whether every pass that changed something is lossless.
         calibration: the calibration samples, or None.
+        training: the training samples, or None.
         evaluation: the evaluation samples, or None.
         precision: how layers were raised to hold the recipe's gates on accuracy, or None where
             nothing had to be.
@@ -59,6 +60,7 @@ class Prepared:
     lossless: bool
     calibration: Samples | None
     evaluation: Samples | None
+    training: Samples | None = None
     precision: MixedPrecision | None = None
 
 
@@ -69,6 +71,7 @@ def prepare(
     target: Target | None = None,
     device: str | None = None,
     calib: Path | None = None,
+    train: Path | None = None,
     evaluation: Path | None = None,
     input_shapes: Mapping[str, tuple[int, ...]] | None = None,
     cache: Cache | None = None,
@@ -87,6 +90,7 @@ def prepare(
         device: where layers are measured; None chooses one that fits the target. It is opened only
             where a pass measures layers.
         calib: calibration samples, or None.
+        train: training samples, or None.
         evaluation: evaluation samples, or None.
         input_shapes: shapes to fix, by input name.
         cache: keeps finished steps, or None.
@@ -109,6 +113,11 @@ def prepare(
             f"recipe {recipe.name}: {needy[0]} needs calibration samples; give some with "
             "--calib DATA.npz, or compile without compression with -r none."
         )
+    if train is None and (needy := [step.name for step in recipe.passes if step.needs_training]):
+        raise UsageError(
+            f"recipe {recipe.name}: {needy[0]} trains the model; give samples with labels with "
+            "--train DATA.npz, or leave the pass out."
+        )
     timers = _timers(recipe, target, device, cache, progress)
     original = driver.snapshot
     context = Context(input_shapes=dict(input_shapes or {}))
@@ -121,11 +130,13 @@ def prepare(
         "macs": figures.macs,
         "size_bytes": path.stat().st_size,
     }
-    samples, tests = (
+    samples, training, tests = (
         None if path is None else user_samples(driver.model, path, recipe.preprocess)
-        for path in (calib, evaluation)
+        for path in (calib, train, evaluation)
     )
     context = dataclasses.replace(context, samples=samples)
+    if training is not None:
+        context = dataclasses.replace(context, training=training, original=canonical.load())
     if target is not None and recipe.passes:
         context = dataclasses.replace(context, simd_bytes=simd_bytes(target))
     start = _raised_from(recipe)
@@ -157,6 +168,7 @@ def prepare(
         steps=steps,
         lossless=all(record.lossless or not record.modified for record in steps),
         calibration=samples,
+        training=training,
         evaluation=tests,
         precision=precision,
     )

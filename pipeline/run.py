@@ -37,6 +37,7 @@ class Request:
         recipe: the passes and gates.
         output: the bundle's folder.
         calib: calibration samples, or None.
+        train: training samples, or None.
         eval: evaluation samples, or None.
         input_shapes: shapes to fix, by input name.
         device: where to measure layers and to verify: `local`, `qemu`, …; None chooses one that
@@ -52,6 +53,7 @@ class Request:
     recipe: Recipe
     output: Path
     calib: Path | None = None
+    train: Path | None = None
     eval: Path | None = None
     input_shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     device: str | None = None
@@ -106,6 +108,7 @@ def run(
             target=request.target,
             device=request.device,
             calib=request.calib,
+            train=request.train,
             evaluation=request.eval,
             input_shapes=request.input_shapes,
             cache=cache,

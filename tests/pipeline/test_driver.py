@@ -74,6 +74,21 @@ class Observe(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Train(Pass):
+    lossless: ClassVar[bool] = False
+
+    @property
+    def needs_training(self) -> bool:
+        return True
+
+    def call(self, model: ir.Model, context: Context) -> Outcome:
+        CALLS.append("train")
+        assert context.training is not None
+        scale_weights(model, float(context.training.inputs["x"].mean()))
+        return Outcome(model=model, modified=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Timing(Pass):
     """Notes what the timer that it got says of its model."""
 
@@ -169,6 +184,39 @@ def test_a_refusal_is_passed_on() -> None:
 def test_samples_are_demanded() -> None:
     with pytest.raises(PassRefused, match="--calib"):
         Driver(net()).run([Observe()], Context())
+
+
+def test_training_samples_are_demanded() -> None:
+    with pytest.raises(PassRefused, match="--train"):
+        Driver(net()).run([Train()], Context())
+
+
+def test_what_was_trained_on_other_samples_is_trained_again(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    ones = Samples(inputs={"x": np.ones((3, 4), np.float32)})
+    contexts = [
+        Context(training=ones),
+        Context(training=ones),
+        Context(training=Samples(inputs={"x": 2 * ones.inputs["x"]})),
+        Context(training=ones, original=net()),
+    ]
+    CALLS.clear()
+    digests = []
+    for context in contexts:
+        driver = Driver(net(), cache=cache)
+        driver.run([Train()], context)
+        digests.append(driver.snapshot.digest)
+    assert CALLS == ["train"] * 3
+    assert digests[0] == digests[1] == digests[3] != digests[2]
+
+
+def test_training_samples_are_nothing_to_other_passes(tmp_path: Path) -> None:
+    cache, driver = Cache(tmp_path), Driver(net())
+    samples = Samples(inputs={"x": np.ones((3, 4), np.float32)})
+    for training in (None, samples):
+        driver = Driver(net(), cache=cache)
+        driver.run([Scale(factor=2.0)], Context(training=training))
+    assert driver.records[0].cached
 
 
 def test_ranges_live_until_the_model_changes() -> None:

@@ -16,6 +16,7 @@ from edgepress.passes.calibrate import Calibrate
 from edgepress.passes.drop_no_ops import DropNoOps
 from edgepress.passes.quantize_int8 import QuantizeInt8
 from edgepress.pipeline import prepare as module
+from edgepress.pipeline import snapshot
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.driver import CANONICAL
 from edgepress.pipeline.layer_timer import DeviceTimer
@@ -27,6 +28,19 @@ from tests.graphs import random
 from tests.pipeline.conftest import World
 
 SEEN: list[Context] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Studious(Pass):
+    """Notes what it may train on, and changes the model."""
+
+    @property
+    def needs_training(self) -> bool:
+        return True
+
+    def call(self, model: ir.Model, context: Context) -> Outcome:
+        SEEN.append(context)
+        return Outcome(model=model, modified=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,3 +187,19 @@ def test_a_record_is_the_same_from_the_cache(world: World, tmp_path: Path) -> No
     assert len(SEEN) == 1
     assert [step.facts() for step in first.steps] == [step.facts() for step in again.steps]
     assert dataclasses.asdict(again.steps[-1])["cached"]
+
+
+def test_training_samples_reach_the_passes_with_the_original_model(world: World) -> None:
+    prepared = prepare(world.model, recipe(Studious()), train=world.samples)
+    (context,) = SEEN
+    assert context.training is not None
+    assert prepared.training is context.training
+    assert context.original is not None
+    assert snapshot.take(context.original) == prepared.canonical
+    assert context.samples is None
+
+
+def test_a_pass_that_trains_asks_for_samples_before_any_work(world: World) -> None:
+    with pytest.raises(UsageError, match=r"--train DATA\.npz"):
+        prepare(world.model, recipe(Studious()), calib=world.samples)
+    assert SEEN == []
