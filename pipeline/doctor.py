@@ -17,6 +17,7 @@ from edgepress.targets.load import load_target, target_names
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
 LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
+EXTRAS = {"torch": ("passes that train", "train")}  # what for, and the extra that brings it
 FREE_BYTES = 2 << 30
 
 
@@ -41,7 +42,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything; the needed first."""
-    return [_python(), *_packages(), _tvm(), *_programs(), _cache(), _space()]
+    return [_python(), *_packages(), _tvm(), *_programs(), *_extras(), _cache(), _space()]
 
 
 def _python() -> Finding:
@@ -53,15 +54,35 @@ def _python() -> Finding:
 def _packages() -> list[Finding]:
     findings = []
     for name in (*PINS, *LIBRARIES):
-        try:
-            version = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            version = ""
+        version = _version(name)
         wanted = PINS.get(name, version)
         install = f"pip install {name}=={wanted}" if name in PINS else f"pip install {name}"
         ok = bool(version) and version == wanted
         findings.append(Finding(what=name, ok=ok, found=version or "not installed", fix=install))
     return findings
+
+
+def _extras() -> list[Finding]:
+    findings = []
+    for name, (purpose, extra) in EXTRAS.items():
+        version, fix = _version(name), f"pip install 'edgepress[{extra}]'"
+        findings.append(
+            Finding(
+                what=f"{name} (for {purpose})",
+                ok=bool(version),
+                found=version or "not installed",
+                fix=fix,
+                needed=False,
+            )
+        )
+    return findings
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
 
 
 def _tvm() -> Finding:
