@@ -34,7 +34,7 @@ from edgepress.targets.schedules.depthwise_layout import (
     tile_columns,
     weights_dtype,
 )
-from edgepress.targets.schedules.depthwise_taps import Rows, Source
+from edgepress.targets.schedules.depthwise_taps import Rows, Source, Weights
 from edgepress.targets.schedules.emit import Buffer, Expr, Kernel, cast, lanes_of, load, splat
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, factor_dtype, finish
 from edgepress.targets.schedules.interleave import interleaved
@@ -206,7 +206,7 @@ class _BlockWriter:
         self.waiting: dict[int, Expr] = {}
         self.inputs: dict[tuple[int, int], Expr] = {}
         self.sources: dict[Source, list[Expr]] = {}
-        self.loaded: dict[tuple[int, int], Expr] = {}
+        self.loaded: dict[tuple[Weights, int], Expr] = {}
 
     def emit(self, channel: Expr, packed: Expr, w_base: Expr) -> None:
         """Emit the block that starts at `channel`; `packed` and `w_base` index its constants."""
@@ -231,13 +231,13 @@ class _BlockWriter:
                     self.of.y, y_base + pixel * shape.channels, output, self.block.channels
                 )
 
-    def _steps(self) -> list[tuple[int, Source | None, int]]:
+    def _steps(self) -> list[tuple[int, Source | None, Weights]]:
         """Return (pixel, inputs, weights) of every product of the tile, in order.
 
         Inputs are used in the order of their columns, or where the pixel begins if that is later.
         A pixel that sees nothing of the image has one step, without inputs.
         """
-        steps: list[tuple[int, int, int, Source | None, int]] = []
+        steps: list[tuple[int, int, int, Source | None, Weights]] = []
         for pixel in range(self.place.columns):
             begin = pixel * self.shape.strides[1]
             products = [
@@ -248,7 +248,7 @@ class _BlockWriter:
             for order, (column, source, weights) in enumerate(products):
                 steps.append((column, order, pixel, source, weights))
             if not products:
-                steps.append((begin, 0, pixel, None, 0))
+                steps.append((begin, 0, pixel, None, Weights(None)))
         steps.sort(key=lambda step: step[:3])
         return [step[2:] for step in steps]
 
@@ -320,7 +320,7 @@ class _BlockWriter:
         self.sources[source] = vectors
         return vectors
 
-    def _add(self, pixel: int, source: Source, weights: int, last: bool) -> None:
+    def _add(self, pixel: int, source: Source, weights: Weights, last: bool) -> None:
         """Add the products of inputs and one set of weights to all lanes of a pixel."""
         if self.words:
             self._add_words(pixel, source, weights, last)
@@ -332,14 +332,15 @@ class _BlockWriter:
             )
         ]
 
-    def _add_words(self, pixel: int, source: Source, weights: int, last: bool) -> None:
+    def _add_words(self, pixel: int, source: Source, weights: Weights, last: bool) -> None:
         """Multiply bytes to 16 bits, where two products have room before they are added to lanes.
 
         Unless a weight is -128: then the set has no `all_weights` besides it.
         """
         assert isinstance(source, Rows)
+        assert weights.stored is not None
         size = self.block.channels
-        at = self.w_base + weights * size
+        at = self.w_base + weights.stored * size
         if (weights, 0) not in self.loaded:
             self.loaded[weights, 0] = self.kernel.let("w", load(self.of.weights, at, size))
         x, w = self._input(source.first, source.column), self.loaded[weights, 0]
@@ -364,13 +365,33 @@ class _BlockWriter:
             return total + x * w
         return (widened_dot if self.plain else self.isa.lane_dot)(total, x, w)
 
-    def _weight(self, weights: int, vector: int) -> Expr:
+    def _weight(self, weights: Weights, vector: int) -> Expr:
         key = (weights, vector)
         if key not in self.loaded:
-            size = self.lanes * self.block.group
-            at = weights * self.block.channels * self.block.group + vector * size
-            self.loaded[key] = self.kernel.let("w", load(self.of.weights, self.w_base + at, size))
+            w = self._moved(weights, vector) if weights.shift else self._packed(weights, vector)
+            self.loaded[key] = self.kernel.let("w", w)
         return self.loaded[key]
+
+    def _packed(self, weights: Weights, vector: int) -> Expr:
+        assert weights.stored is not None
+        size = self.lanes * self.block.group
+        at = weights.stored * self.block.channels * self.block.group + vector * size
+        return load(self.of.weights, self.w_base + at, size)
+
+    def _moved(self, weights: Weights, vector: int) -> Expr:
+        """Return weights that have moved up in their lanes of 32 bits."""
+        dtype, size = weights_dtype(self.isa, True), self.lanes * self.block.group
+        bits = 8 * weights.shift * np.dtype(dtype).itemsize
+        parts = []
+        for index, shifted, by in (
+            (weights.stored, tirx.shift_left, bits),
+            (weights.before, tirx.shift_right, 32 - bits),
+        ):
+            if index is not None:
+                w = tirx.reinterpret(f"uint32x{self.lanes}", self._weight(Weights(index), vector))
+                parts.append(shifted(w, splat(by, "uint32", self.lanes)))
+        joined = parts[0] if len(parts) == 1 else tirx.bitwise_or(*parts)
+        return tirx.reinterpret(f"{dtype}x{size}", joined)
 
     def _per_channel(self, values: Buffer, name: str) -> list[Expr]:
         starts = range(0, self.block.channels, self.lanes)

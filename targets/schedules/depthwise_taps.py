@@ -6,6 +6,9 @@ covers the column; or, for a row that is left over, `group` neighbouring columns
 first of a tile, so that there are as many variants of the weights as windows can begin at places
 within such a run of columns. With `group` 1 both are single taps.
 
+Only the weights of a window that begins where a run does are stored. In the other variants they
+have moved up within their lanes, and over into the next run: two shifts make them.
+
 A 5×5 window on four taps per lane: rows 0 to 3 take 5 products, and row 4 takes 2, of which each
 set of inputs serves up to 8 output pixels.
 """
@@ -39,6 +42,21 @@ Source = Rows | Columns
 
 
 @dataclass(frozen=True)
+class Weights:
+    """What a product multiplies its inputs with: a packed set, or two of them moved up.
+
+    Attributes:
+        stored: the set whose elements are moved up in their lanes; None where there is none.
+        shift: by so many elements.
+        before: the set whose last elements come in from below; None where zeros do.
+    """
+
+    stored: int | None
+    shift: int = 0
+    before: int | None = None
+
+
+@dataclass(frozen=True)
 class Taps:
     """The products of one output pixel.
 
@@ -66,13 +84,8 @@ class Taps:
         return range(0, self.kernel[0] - self._left_over, self.group)
 
     @property
-    def _shifts(self) -> list[int]:
-        """Where windows begin within a run of `group` columns."""
-        return sorted({pixel * self.stride % self.group for pixel in range(self.group)})
-
-    @property
     def weight_sets(self) -> list[WeightSet]:
-        """What every product multiplies its inputs with, in the order of packed weights."""
+        """The sets of weights that are packed, in their order."""
         height, width = self.kernel
         sets = [
             tuple((r, column) if r < self._end else None for r in range(first, first + self.group))
@@ -80,31 +93,33 @@ class Taps:
             for column in range(width)
         ]
         if self._left_over:
-            for shift in self._shifts:
-                for run in range(self._runs(shift)):
-                    columns = range(run * self.group - shift, (run + 1) * self.group - shift)
-                    row = height - 1
-                    sets.append(tuple((row, c) if 0 <= c < width else None for c in columns))
+            for run in range(self._runs(0)):
+                columns = range(run * self.group, (run + 1) * self.group)
+                sets.append(tuple((height - 1, c) if c < width else None for c in columns))
         return sets
 
-    def products(self, pixel: int) -> list[tuple[Source, int]]:
-        """Return the inputs and the index of the weights of every product of an output pixel."""
+    def products(self, pixel: int) -> list[tuple[Source, Weights]]:
+        """Return the inputs and the weights of every product of an output pixel."""
         height, width = self.kernel
         first = pixel * self.stride
-        products: list[tuple[Source, int]] = [
-            (Rows(row, first + column * self.dilation), index * width + column)
+        products: list[tuple[Source, Weights]] = [
+            (Rows(row, first + column * self.dilation), Weights(index * width + column))
             for index, row in enumerate(self._groups)
             for column in range(width)
         ]
         if self._left_over:
             shift = first % self.group
-            start = len(self._groups) * width
-            start += sum(self._runs(s) for s in self._shifts if s < shift)
             products += [
-                (Columns(height - 1, first - shift + run * self.group), start + run)
+                (Columns(height - 1, first - shift + run * self.group), self._moved(run, shift))
                 for run in range(self._runs(shift))
             ]
         return products
+
+    def _moved(self, run: int, shift: int) -> Weights:
+        """Return the weights of the left-over row for windows that begin `shift` columns in."""
+        start = len(self._groups) * self.kernel[1]
+        stored = start + run if run < self._runs(0) else None
+        return Weights(stored, shift, start + run - 1 if shift and run else None)
 
     @property
     def _end(self) -> int:

@@ -13,7 +13,7 @@ from edgepress.targets.schedules.depthwise_layout import (
     pack_channels,
     pack_weights,
 )
-from edgepress.targets.schedules.depthwise_taps import Columns, Rows, Taps
+from edgepress.targets.schedules.depthwise_taps import Columns, Rows, Taps, Weights
 from edgepress.targets.schedules.epilogue import Clip
 from edgepress.targets.schedules.interleave import lane_order
 from tests.targets.kernels import (
@@ -181,6 +181,16 @@ def test_blocks_cover_every_channel(isa_name: str, channels: int, quantized: boo
     assert set(packed) == set(range(channels))
 
 
+def elements(taps: Taps, weights: Weights) -> list[tuple[int, int] | None]:
+    """The taps that each element of a lane is multiplied with."""
+    nothing = (None,) * taps.group
+    stored, before = (
+        nothing if index is None else taps.weight_sets[index]
+        for index in (weights.stored, weights.before)
+    )
+    return list((before + stored)[taps.group - weights.shift :][: taps.group])
+
+
 @given(
     kernel=st.tuples(st.integers(1, 7), st.integers(1, 7)),
     stride=st.integers(1, 5),
@@ -193,10 +203,9 @@ def test_products_are_the_window(
     kernel: tuple[int, int], stride: int, dilation: int, group: int, pixel: int
 ) -> None:
     taps = Taps(kernel, stride, dilation, group)
-    sets = taps.weight_sets
     seen: list[tuple[int, int, int, int]] = []
-    for source, index in taps.products(pixel):
-        for i, tap in enumerate(sets[index]):
+    for source, weights in taps.products(pixel):
+        for i, tap in enumerate(elements(taps, weights)):
             if tap is not None:
                 if isinstance(source, Columns):
                     seen.append((*tap, source.row, source.column + i))
@@ -211,8 +220,12 @@ def test_products_are_the_window(
 def test_products_of_four_taps() -> None:
     assert len(Taps((3, 3), 1, 1, 4).products(0)) == 3
     assert len(Taps((5, 5), 1, 1, 4).products(3)) == 7
-    assert Taps((1, 5), 1, 1, 4).products(2) == [(Columns(0, 0), 4), (Columns(0, 4), 5)]
-    assert Taps((3, 1), 2, 1, 4).products(2) == [(Rows(0, 4), 0)]
+    assert Taps((1, 5), 1, 1, 4).products(2) == [
+        (Columns(0, 0), Weights(0, 2)),
+        (Columns(0, 4), Weights(1, 2, 0)),
+    ]
+    assert Taps((1, 7), 1, 1, 4).products(2)[-1] == (Columns(0, 8), Weights(None, 2, 1))
+    assert Taps((3, 1), 2, 1, 4).products(2) == [(Rows(0, 4), Weights(0))]
 
 
 def test_packing_follows_the_lanes() -> None:
