@@ -3,6 +3,7 @@
     apt-get install dataset-fashion-mnist
     pip install -e .[train]
     python examples/fashion_mnist/train.py
+    python examples/fashion_mnist/train.py --training-data train.npz    # only this file
 
 Needs about six minutes on one core. The seed is fixed; another version of torch may still give
 weights that differ a little.
@@ -137,12 +138,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--data", type=Path, default=Path("/usr/share/datasets/fashion-mnist"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--training-data", type=Path, help="write the 60,000 images, do no more")
     arguments = parser.parse_args()
     if not arguments.data.is_dir():
         parser.error(f"{arguments.data} is missing: apt-get install dataset-fashion-mnist")
+    images, labels = read_part(arguments.data, "train")
+    if arguments.training_data is not None:
+        np.savez_compressed(arguments.training_data, image=images, labels=labels)
+        return
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    images, labels = read_part(arguments.data, "train")
     test_images, test_labels = read_part(arguments.data, "t10k")
     model = network().to(memory_format=torch.channels_last)
     print(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters")
