@@ -1,15 +1,17 @@
 # make demo: an int8 model, compiled, run and verified on this machine.
 # make test: all tests. Both set up .venv first; so does make lint.
+# make fuzz: breaks weights files for FUZZ_SECONDS, 600 by default, per program that reads them.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 EXAMPLE := examples/fashion_mnist
+FUZZ_SECONDS ?= 600
 CROSS_TOOLS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc arm-linux-gnueabi-gcc qemu-aarch64 qemu-arm
 CROSS_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
 	libc6-dev-armhf-cross gcc-arm-linux-gnueabi libc6-dev-armel-cross qemu-user
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test fuzz lint docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -25,6 +27,12 @@ test: $(VENV)/.installed
 		echo "$$tool is missing: tests for Arm boards will be skipped. To run them:"; \
 		echo "    sudo apt-get install -y $(CROSS_PACKAGES)"; break; }; done
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/.installed
+	@command -v clang >/dev/null || { \
+		echo "clang is missing: fuzzing without libFuzzer, which finds less. To install it:"; \
+		echo "    sudo apt-get install -y clang libclang-rt-dev"; }
+	$(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

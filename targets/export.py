@@ -42,11 +42,13 @@ LIBRARY_SOURCES = (
     "cores.c",
     "cpu.c",
     "crc32.c",
+    "decode.c",
     "driver.c",
     "error.c",
     "model.c",
     "threads.c",
     "weights.c",
+    "weights_cache.c",
     "workspace.c",
 )
 EXECUTABLE_SOURCES = ("bench.c", "facts.c", "info.c", "json.c", "main.c", "run.c", "sample.c",
@@ -64,6 +66,7 @@ def export(
     *,
     name: str,
     tolerances: Sequence[float],
+    coded: bool = False,
 ) -> Artifact:
     """Write `model`, `libmodel.so`, `model.h` and `weights.epw` into a folder.
 
@@ -79,6 +82,7 @@ def export(
         name: the model's name, for messages and `--info`.
         tolerances: per output, what `--selftest` allows: 0 = bit-equal, else the largest absolute
             error.
+        coded: whether the weights are encoded, each constant as is smallest.
 
     Raises:
         ValueError: the program is not valid, or there is not one tolerance >= 0 per output.
@@ -96,7 +100,7 @@ def export(
     folder.mkdir(parents=True, exist_ok=True)
     arena = plan(program)
     weights_path = folder / "weights.epw"
-    weights = write_weights(weights_path, _read_constants(program))
+    weights = write_weights(weights_path, _read_constants(program), coded=coded)
     payload_bytes = {entry["offset"]: entry["raw_bytes"] for entry in weights if entry["raw_bytes"]}
     driver = Driver(
         name=name,

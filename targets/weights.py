@@ -1,12 +1,11 @@
 """The weights file, `weights.epw`. Its bytes are specified in `docs/format.md`.
 
 `runtime/weights.c` reads the same format on the board and refuses the same files with the same
-words: `Rule` holds them.
+words.
 """
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import math
 import struct
@@ -19,38 +18,23 @@ import numpy as np
 
 from edgepress.targets.base import TargetError
 from edgepress.targets.program import DTYPES, Array
+from edgepress.targets.sections import read_sections
+from edgepress.targets.weight_coding import Coded, as_raw, encode
+from edgepress.targets.weight_rules import BrokenRule, Rule
+
+__all__ = ["Rule", "WeightsError", "header_checksum", "read_weights", "write_weights"]
 
 MAGIC = b"\x89EPW\r\n\x1a\n"
 VERSION = 1
 ALIGNMENT_BYTES = 64
 MAX_RANK = 8
-CODECS = ("raw",)
+CODECS = ("raw", "coded")
 
 _HEADER = struct.Struct("<8sIIQQII")  # magic, version, tensors, header, file, checksum, reserved
 _ENTRY = struct.Struct(
     "<HBBIQQQII"
 )  # name, dtype, rank, codec, offset, encoded, raw, crc, reserved
 _CHECKSUM_AT = 32
-
-
-class Rule(enum.Enum):
-    """The rules of `docs/format.md`, by the words with which a file that breaks one is refused."""
-
-    MAGIC = "not a weights file"
-    VERSION = "unknown version of the format"
-    TRUNCATED = "the file is truncated"
-    TRAILING = "bytes follow the last payload"
-    HEADER_SIZE = "the header's size is wrong"
-    HEADER_CHECKSUM = "the header's checksum is wrong"
-    RESERVED = "a reserved field or padding is not zero"
-    NAME = "a name is empty, not UTF-8 or out of order"
-    DTYPE = "unknown dtype"
-    SHAPE = "a shape has too many axes or elements"
-    RAW_SIZE = "the raw size is not that of the shape"
-    CODEC = "unknown codec"
-    ENCODED_SIZE = "the encoded size is impossible for the codec"
-    OFFSET = "a payload does not lie where it must"
-    CHECKSUM = "a payload's checksum is wrong"
 
 
 class WeightsError(TargetError):
@@ -86,16 +70,20 @@ class _Entry(NamedTuple):
         return self[3:]
 
 
-def write_weights(path: Path, constants: Mapping[str, Array]) -> list[dict[str, Any]]:
+def write_weights(
+    path: Path, constants: Mapping[str, Array], *, coded: bool = False
+) -> list[dict[str, Any]]:
     """Write constants in the order of their names; equal bytes are stored once.
 
     Args:
         path: file to write, replaced where it exists.
         constants: name to array of a dtype of `DTYPES` and at most `MAX_RANK` axes.
+        coded: whether to code each constant as small as the format allows, or to store all raw.
 
     Returns:
-        Per constant, in the file's order: name, dtype, shape, codec, raw_bytes, encoded_bytes,
-        offset and sha256 (of the raw bytes). Constants that share a payload have the same offset.
+        Per constant, in the file's order: name, dtype, shape, codec, coding, word_bytes, sections,
+        raw_bytes, encoded_bytes, entropy_bytes, offset and sha256 (of the raw bytes). `Coded` says
+        what these mean. Constants that share a payload have the same offset.
 
     Raises:
         ValueError: a name is empty or too long, or an array has another dtype or too many axes.
@@ -106,41 +94,49 @@ def write_weights(path: Path, constants: Mapping[str, Array]) -> list[dict[str, 
     header_bytes = _HEADER.size + sum(
         _entry_bytes(len(name.encode()), constants[name].ndim) for name in names
     )
-    offsets: dict[bytes, int] = {}
+    payloads: dict[bytes, tuple[Coded, int]] = {}
     end = header_bytes
-    for raw in raws:
-        if raw not in offsets:
-            offsets[raw] = _aligned(end)
-            end = offsets[raw] + len(raw)
+    for name, raw in zip(names, raws, strict=True):
+        if raw not in payloads:
+            dtype = constants[name].dtype
+            payload = encode(raw, dtype.itemsize) if coded else as_raw(raw, dtype.itemsize)
+            offset = _start(end, CODECS.index(payload.codec))
+            payloads[raw] = (payload, offset)
+            end = offset + len(payload.payload)
 
     table = b"".join(
-        _pack_entry(name, constants[name], offsets[raw], raw)
+        _pack_entry(name, constants[name], *payloads[raw], len(raw))
         for name, raw in zip(names, raws, strict=True)
     )
     header = _HEADER.pack(MAGIC, VERSION, len(names), header_bytes, end, 0, 0) + table
     checksum = struct.pack("<I", zlib.crc32(header))
     with path.open("wb") as file:
         file.write(header[:_CHECKSUM_AT] + checksum + header[_CHECKSUM_AT + 4 :])
-        for raw, offset in offsets.items():
+        for payload, offset in payloads.values():
             file.write(bytes(offset - file.tell()))
-            file.write(raw)
+            file.write(payload.payload)
     return [
         {
             "name": name,
             "dtype": str(constants[name].dtype),
             "shape": list(constants[name].shape),
-            "codec": CODECS[0],
+            "codec": payload.codec,
+            "coding": payload.coding,
+            "word_bytes": payload.word_bytes,
+            "sections": payload.sections,
             "raw_bytes": len(raw),
-            "encoded_bytes": len(raw),
-            "offset": offsets[raw],
+            "encoded_bytes": len(payload.payload),
+            "entropy_bytes": round(payload.entropy_bytes, 1),
+            "offset": offset,
             "sha256": hashlib.sha256(raw).hexdigest(),
         }
         for name, raw in zip(names, raws, strict=True)
+        for payload, offset in [payloads[raw]]
     ]
 
 
 def read_weights(path: Path) -> dict[str, Array]:
-    """Read and check every byte of a weights file.
+    """Read, check and decode every byte of a weights file.
 
     Raises:
         WeightsError: the file breaks a rule of `docs/format.md`; `.rule` says which.
@@ -153,6 +149,12 @@ def read_weights(path: Path) -> dict[str, Array]:
         payload = data[entry.offset : entry.offset + entry.encoded_bytes]
         if zlib.crc32(payload) != entry.checksum:
             raise WeightsError(path, Rule.CHECKSUM, entry.name)
+        if CODECS[entry.codec] == "coded":
+            try:
+                payload = read_sections(payload, entry.raw_bytes)
+            except BrokenRule as error:
+                detail = f"{entry.name}: {error.detail}" if error.detail else entry.name
+                raise WeightsError(path, error.rule, detail) from error
         constants[entry.name] = np.frombuffer(payload, _little_endian(entry.dtype)).reshape(
             entry.shape
         )
@@ -179,25 +181,26 @@ def _little_endian(dtype: str) -> np.dtype[Any]:
     return np.dtype(dtype).newbyteorder("<")
 
 
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def _start(end: int, codec: int) -> int:
+    """Where a payload begins after one that ends at `end`; raw ones are mapped, so aligned."""
+    return end if codec else -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 def _entry_bytes(name_bytes: int, rank: int) -> int:
     return _ENTRY.size + 8 * rank + -(-name_bytes // 8) * 8
 
 
-def _pack_entry(name: str, array: Array, offset: int, raw: bytes) -> bytes:
+def _pack_entry(name: str, array: Array, coded: Coded, offset: int, raw_bytes: int) -> bytes:
     encoded_name = name.encode()
     fixed = _ENTRY.pack(
         len(encoded_name),
         DTYPES.index(str(array.dtype)),
         array.ndim,
-        0,
+        CODECS.index(coded.codec),
         offset,
-        len(raw),
-        len(raw),
-        zlib.crc32(raw),
+        len(coded.payload),
+        raw_bytes,
+        zlib.crc32(coded.payload),
         0,
     )
     shape = struct.pack(f"<{array.ndim}Q", *array.shape)
@@ -223,6 +226,8 @@ def _read_table(path: Path, data: bytes) -> list[_Entry]:
         raise WeightsError(path, Rule.HEADER_CHECKSUM)
     if reserved:
         raise WeightsError(path, Rule.RESERVED, "header")
+    if count > (header_bytes - _HEADER.size) // _ENTRY.size:
+        raise WeightsError(path, Rule.HEADER_SIZE, f"too small for {count} tensors")
 
     entries: list[_Entry] = []
     previous_name = b""
@@ -235,7 +240,10 @@ def _read_table(path: Path, data: bytes) -> list[_Entry]:
         previous_name = name
         at += size
         if entry.payload not in payloads:
-            if entry.offset != _aligned(end) or entry.encoded_bytes > len(data) - entry.offset:
+            if (
+                entry.offset != _start(end, entry.codec)
+                or entry.encoded_bytes > len(data) - entry.offset
+            ):
                 raise WeightsError(path, Rule.OFFSET, entry.name)
             if any(data[end : entry.offset]):
                 raise WeightsError(path, Rule.RESERVED, f"padding before {entry.name}")
@@ -275,7 +283,7 @@ def _unpack_entry(path: Path, data: bytes, where: str) -> tuple[_Entry, bytes, i
         raise WeightsError(path, Rule.RAW_SIZE, where)
     if codec >= len(CODECS):
         raise WeightsError(path, Rule.CODEC, f"{where}: {codec}")
-    if encoded != raw:
+    if not 0 < encoded < raw if codec else encoded != raw:
         raise WeightsError(path, Rule.ENCODED_SIZE, where)
     try:
         text = name.decode()

@@ -32,8 +32,8 @@ struct model_tensor {
     uint64_t bytes;
 };
 
-/* Check the CPU, map the weights and allocate memory. `weights_path` NULL means `weights.epw`
- * beside the running executable, or else in the current folder. */
+/* Check the CPU, map the weights, decode those that are coded, and allocate memory. `weights_path`
+ * NULL means `weights.epw` beside the running executable, or else in the current folder. */
 int model_open(const char *weights_path);
 
 /* Run one inference: one pointer per model input, one per model output, in the model's order. */
@@ -49,10 +49,18 @@ int model_set_threads(int threads);
  * said how many. */
 int model_set_cores(const char *cores);
 
+/* Keep coded weights decoded in this file, from the next model_open on; NULL: in memory, as before
+ * the first call. model_open writes the file where it is missing, damaged or of other weights, and
+ * else only maps it, so that processes share the memory. Where it can be neither used nor written,
+ * model_open decodes to memory, and model_last_error says why although it succeeded. A file that is
+ * no such cache is left alone. */
+int model_set_cache(const char *path);
+
 /* Give everything back. The model can be opened again. */
 void model_close(void);
 
-/* Why the latest failing call on this thread failed; valid until its next call. */
+/* Why the latest failing call on this thread failed; valid until its next call. Empty after a
+ * model_open that had nothing to complain about. */
 const char *model_last_error(void);
 
 #ifdef __cplusplus

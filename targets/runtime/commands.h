@@ -7,6 +7,7 @@
 
 struct options {
     const char *weights; /* NULL: beside the executable */
+    const char *cache;   /* file for decoded weights; NULL: memory */
     int threads;         /* 0: as many as the target has cores */
     const char *cores;   /* NULL: where the system puts them */
     double seconds;      /* measure at least so long */
@@ -29,7 +30,8 @@ int run_command(const struct options *options, const char *input_path, const cha
 /* Print a message on stderr as `model: …` and return MODEL_UNUSABLE. */
 __attribute__((format(printf, 1, 2))) int complain(const char *format, ...);
 
-/* Open the model as the options say. MODEL_OK, or an exit code with the message printed. */
+/* Open the model as the options say. MODEL_OK, or an exit code with the message printed. That the
+ * cache cannot be used is a message only. */
 int open_model(const struct options *options);
 
 #endif

@@ -17,7 +17,9 @@ struct description {
     int weight_count;
     const uint64_t *weight_sizes; /* raw bytes, in the order of the weights file */
     uint32_t weights_checksum;    /* header checksum of the weights file that belongs to this code */
-    uint64_t weight_bytes;
+    uint64_t weight_bytes;        /* all constants, decoded */
+    uint64_t coded_bytes;         /* those that the weights file holds coded, */
+    uint64_t decoded_bytes;       /* and what they decode to */
     uint64_t arena_bytes;
     uint64_t workspace_bytes;    /* per thread */
     const char *const *features; /* CPU features that the kernels need, NULL at the end */

@@ -5,6 +5,7 @@
 #include "description.h"
 #include "json.h"
 #include "threads.h"
+#include "weights_cache.h"
 
 static void print_tensors(const struct model_tensor *tensors, int count, const double *tolerances)
 {
@@ -23,8 +24,24 @@ static void print_tensors(const struct model_tensor *tensors, int count, const d
     }
 }
 
+/* How the weights are stored. */
+static void print_weights(const struct options *options)
+{
+    static const char *const STATES[] = {"unused", "read", "written"};
+    printf(", \"weights\": {\"coded_bytes\": %llu, \"decoded_bytes\": %llu, \"cache\": ",
+           (unsigned long long)description.coded_bytes,
+           (unsigned long long)description.decoded_bytes);
+    json_string(options->cache != NULL ? STATES[cache_in_use()] : NULL);
+    putchar('}');
+}
+
 int info_command(const struct options *options)
 {
+    if (options->cache != NULL) {
+        int code = open_model(options);
+        if (code != MODEL_OK)
+            return code;
+    }
     int available = threads_available();
     int threads = available < description.threads ? available : description.threads;
     bool supported = true;
@@ -42,6 +59,7 @@ int info_command(const struct options *options)
            (unsigned long long)description.arena_bytes,
            (unsigned long long)description.workspace_bytes,
            (unsigned long long)description.weight_bytes);
+    print_weights(options);
     printf(", \"features\": {");
     for (int i = 0; description.features[i] != NULL; i++) {
         bool present = cpu_has(description.features[i]);

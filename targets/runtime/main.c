@@ -23,6 +23,7 @@ static const char USAGE[] =
     "\n"
     "options:\n"
     "  --weights PATH      weights file, weights.epw beside the executable by default\n"
+    "  --cache PATH        keep coded weights decoded in this file, for later starts\n"
     "  --threads N         threads, by default as many as the target has cores\n"
     "  --cores LIST        run on these cores, one thread each: big, little, or 0,2-3\n"
     "  --runs N            measure at least N runs (100)\n"
@@ -50,8 +51,10 @@ int open_model(const struct options *options)
     if (code == MODEL_OK && options->cores != NULL)
         code = model_set_cores(options->cores);
     if (code == MODEL_OK)
+        code = model_set_cache(options->cache);
+    if (code == MODEL_OK)
         code = model_open(options->weights);
-    if (code != MODEL_OK)
+    if (code != MODEL_OK || model_last_error()[0] != '\0')
         complain("%s", model_last_error());
     return code;
 }
@@ -91,6 +94,7 @@ static int parse(int count, char **arguments, struct options *options, int *comm
         {"run", no_argument, NULL, 'r'},
         {"help", no_argument, NULL, 'h'},
         {"weights", required_argument, NULL, 'W'},
+        {"cache", required_argument, NULL, 'D'},
         {"threads", required_argument, NULL, 'T'},
         {"cores", required_argument, NULL, 'C'},
         {"runs", required_argument, NULL, 'R'},
@@ -105,6 +109,7 @@ static int parse(int count, char **arguments, struct options *options, int *comm
     while (!failed && (letter = getopt_long(count, arguments, "", LONG, NULL)) != -1) {
         switch (letter) {
         case 'W': options->weights = optarg; break;
+        case 'D': options->cache = optarg; break;
         case 'T': failed = parse_count("threads", optarg, MODEL_MAX_THREADS, &threads); break;
         case 'C': options->cores = optarg; break;
         case 'R': failed = parse_count("runs", optarg, LONG_MAX, &options->runs); break;
@@ -125,7 +130,7 @@ static int parse(int count, char **arguments, struct options *options, int *comm
 
 int main(int count, char **arguments)
 {
-    struct options options = {NULL, 0, NULL, 1, 100, 3};
+    struct options options = {.seconds = 1, .runs = 100, .warmup_seconds = 3};
     int command;
     if (parse(count, arguments, &options, &command) != 0)
         return MODEL_UNUSABLE;

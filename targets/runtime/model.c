@@ -1,3 +1,5 @@
+#define _POSIX_C_SOURCE 200809L
+
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -20,6 +22,7 @@ static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static bool is_open;
 static bool threads_chosen;
 static struct weights weights;
+static char *cache_path;
 static const void **weight_data;
 static uint8_t *arena;
 
@@ -59,7 +62,8 @@ static int open_weights(const char *path)
             strcpy(found, "weights.epw");
         path = found;
     }
-    if (weights_open(&weights, path) != 0 || check_weights(path) != 0)
+    if (weights_open(&weights, path) != 0 || check_weights(path) != 0 ||
+        weights_decode(&weights, cache_path) != 0)
         return -1;
     weight_data = calloc((size_t)description.weight_count + 1, sizeof *weight_data);
     if (weight_data == NULL) {
@@ -89,6 +93,7 @@ static int open_locked(const char *path)
         error_set("the model is open already");
         return MODEL_UNUSABLE;
     }
+    error_set("%s", "");
     if (cpu_check(description.features) != 0)
         return MODEL_WRONG_CPU;
     if (!threads_chosen) {
@@ -183,6 +188,25 @@ int model_set_threads(int threads)
     int code = set_threads_locked(threads);
     pthread_mutex_unlock(&turn);
     return code;
+}
+
+int model_set_cache(const char *path)
+{
+    char *copy = path != NULL ? strdup(path) : NULL;
+    if (path != NULL && copy == NULL) {
+        error_set("no memory");
+        return MODEL_UNUSABLE;
+    }
+    pthread_mutex_lock(&turn);
+    free(cache_path);
+    cache_path = copy;
+    pthread_mutex_unlock(&turn);
+    return MODEL_OK;
+}
+
+enum cache_state cache_in_use(void)
+{
+    return weights.cache.state;
 }
 
 int model_set_cores(const char *cores)

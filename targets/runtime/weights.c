@@ -1,4 +1,4 @@
-#define _POSIX_C_SOURCE 200809L
+#define _DEFAULT_SOURCE /* madvise */
 
 #include "weights.h"
 
@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "crc32.h"
+#include "decode.h"
 #include "error.h"
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "weights are little-endian");
@@ -23,7 +24,9 @@ enum {
     ENTRY_BYTES = 40,
     ALIGNMENT_BYTES = 64,
     MAX_RANK = 8,
+    AROUND_BYTES = 1 << 16,
     CODEC_RAW = 0,
+    CODEC_CODED = 1,
 };
 
 static const uint8_t MAGIC[8] = {0x89, 'E', 'P', 'W', '\r', '\n', 0x1a, '\n'};
@@ -166,9 +169,11 @@ static const char *read_entry(struct entry *entry, const uint8_t *bytes, size_t 
         return BAD_SHAPE;
     if (entry->raw_bytes != raw_bytes)
         return BAD_RAW_SIZE;
-    if (entry->codec != CODEC_RAW)
+    if (entry->codec != CODEC_RAW && entry->codec != CODEC_CODED)
         return UNKNOWN_CODEC;
-    if (entry->encoded_bytes != entry->raw_bytes)
+    if (entry->codec == CODEC_RAW ? entry->encoded_bytes != entry->raw_bytes
+                                  : entry->encoded_bytes == 0 ||
+                                        entry->encoded_bytes >= entry->raw_bytes)
         return BAD_ENCODED_SIZE;
     if (entry->name_bytes == 0 || !is_utf8(entry->name, entry->name_bytes))
         return BAD_NAME;
@@ -182,7 +187,12 @@ static bool same_payload(const struct entry *a, const struct entry *b)
            a->checksum == b->checksum;
 }
 
-/* Check the tensor table and all payloads. NULL, or the rule that is broken. */
+static uint64_t aligned(uint64_t bytes)
+{
+    return (bytes + ALIGNMENT_BYTES - 1) / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
+}
+
+/* Check the tensor table. NULL, or the rule that is broken. */
 static const char *read_table(struct weights *weights, struct entry *entries, uint64_t header_bytes)
 {
     const uint8_t *file = weights->map;
@@ -202,7 +212,7 @@ static const char *read_table(struct weights *weights, struct entry *entries, ui
         while (earlier < i && !same_payload(&entries[earlier], entry))
             earlier++;
         if (earlier == i) {
-            uint64_t start = (end + ALIGNMENT_BYTES - 1) / ALIGNMENT_BYTES * ALIGNMENT_BYTES;
+            uint64_t start = entry->codec == CODEC_RAW ? aligned(end) : end;
             if (entry->offset != start || start > file_bytes ||
                 entry->encoded_bytes > file_bytes - start)
                 return BAD_OFFSET;
@@ -210,18 +220,36 @@ static const char *read_table(struct weights *weights, struct entry *entries, ui
                 return NOT_RESERVED;
             end = start + entry->encoded_bytes;
         }
+        struct weight *tensor = &weights->tensors[i];
+        tensor->bytes = entry->raw_bytes;
+        tensor->payload = file + entry->offset;
+        tensor->payload_bytes = entry->encoded_bytes;
+        tensor->checksum = entry->checksum;
+        tensor->is_coded = entry->codec == CODEC_CODED;
+        tensor->first = earlier;
     }
     if (at != header_bytes)
         return BAD_HEADER_SIZE;
     if (end != file_bytes)
         return TRAILING;
+    return NULL;
+}
 
+static bool is_whole(const struct weight *tensor)
+{
+    return crc32_update(0, tensor->payload, (size_t)tensor->payload_bytes) == tensor->checksum;
+}
+
+/* Check the raw payloads, and let their tensors point to them. NULL, or the rule that is broken. */
+static const char *use_raw_payloads(struct weights *weights)
+{
     for (uint32_t i = 0; i < weights->count; i++) {
-        const struct entry *entry = &entries[i];
-        const uint8_t *payload = file + entry->offset;
-        if (crc32_update(0, payload, (size_t)entry->encoded_bytes) != entry->checksum)
+        struct weight *tensor = &weights->tensors[i];
+        if (tensor->is_coded)
+            continue;
+        if (tensor->first == i && !is_whole(tensor))
             return BAD_CHECKSUM;
-        weights->tensors[i] = (struct weight){payload, entry->raw_bytes};
+        tensor->data = tensor->payload;
     }
     return NULL;
 }
@@ -263,12 +291,18 @@ static const char *read_file(struct weights *weights)
     if (entries != NULL && weights->tensors != NULL)
         broken = read_table(weights, entries, header_bytes);
     free(entries);
-    return broken;
+    return broken != NULL ? broken : use_raw_payloads(weights);
+}
+
+static void refuse(const struct weights *weights, const char *broken)
+{
+    error_set("%s: %s. Copy the bundle again as a whole.", weights->path, broken);
 }
 
 int weights_open(struct weights *weights, const char *path)
 {
     memset(weights, 0, sizeof *weights);
+    weights->path = path;
     int file = open(path, O_RDONLY | O_CLOEXEC);
     if (file < 0) {
         error_set("%s: %s", path, strerror(errno));
@@ -281,6 +315,7 @@ int weights_open(struct weights *weights, const char *path)
         close(file);
         return -1;
     }
+    weights->mode = status.st_mode & 0666;
     weights->map_bytes = (size_t)status.st_size;
     weights->map = mmap(NULL, weights->map_bytes, PROT_READ, MAP_PRIVATE, file, 0);
     close(file);
@@ -290,10 +325,105 @@ int weights_open(struct weights *weights, const char *path)
     }
     const char *broken = read_file(weights);
     if (broken != NULL) {
-        error_set("%s: %s. Copy the bundle again as a whole.", path, broken);
+        refuse(weights, broken);
         weights_close(weights);
         return -1;
     }
+    return 0;
+}
+
+/* Bytes of all coded tensors behind each other, or UINT64_MAX where no memory can hold them. */
+static uint64_t decoded_bytes(const struct weights *weights)
+{
+    uint64_t bytes = 0;
+    for (uint32_t i = 0; i < weights->count; i++) {
+        const struct weight *tensor = &weights->tensors[i];
+        if (!tensor->is_coded || tensor->first != i)
+            continue;
+        if (tensor->bytes > SIZE_MAX / 2 || aligned(tensor->bytes) > SIZE_MAX / 2 - bytes)
+            return UINT64_MAX;
+        bytes += aligned(tensor->bytes);
+    }
+    return bytes;
+}
+
+/* Let the coded tensors point to where they lie, or will lie, in decoded bytes. */
+static void use_decoded(struct weights *weights, const uint8_t *decoded)
+{
+    for (uint32_t i = 0; i < weights->count; i++) {
+        struct weight *tensor = &weights->tensors[i];
+        if (tensor->is_coded && tensor->first == i) {
+            tensor->data = decoded;
+            decoded += aligned(tensor->bytes);
+        } else if (tensor->is_coded) {
+            tensor->data = weights->tensors[tensor->first].data;
+        }
+    }
+}
+
+/* Give back the pages of a payload that is decoded; what else is in them comes from the file again.
+ * Linux maps up to 64 KB around a page that is touched, so these go too. */
+static void give_back(const struct weights *weights, const struct weight *tensor)
+{
+    size_t page_bytes = (size_t)sysconf(_SC_PAGESIZE);
+    uint8_t *file = weights->map;
+    size_t start = (size_t)(tensor->payload - file);
+    size_t end = start + (size_t)tensor->payload_bytes;
+    start = start > AROUND_BYTES ? (start - AROUND_BYTES) / page_bytes * page_bytes : 0;
+    madvise(file + start, end - start, MADV_DONTNEED);
+}
+
+/* Decode tensor by tensor, so that not all of the file and all tensors are in memory at once.
+ * NULL, or the rule that is broken. */
+static const char *decode_payloads(struct weights *weights, uint8_t *decoded)
+{
+    for (uint32_t i = 0; i < weights->count; i++) {
+        const struct weight *tensor = &weights->tensors[i];
+        if (!tensor->is_coded || tensor->first != i)
+            continue;
+        if (!is_whole(tensor))
+            return BAD_CHECKSUM;
+        const char *broken =
+            decode(tensor->payload, tensor->payload_bytes, decoded, tensor->bytes);
+        if (broken != NULL)
+            return broken;
+        decoded += aligned(tensor->bytes);
+        give_back(weights, tensor);
+    }
+    return NULL;
+}
+
+int weights_decode(struct weights *weights, const char *cache_path)
+{
+    uint64_t bytes = decoded_bytes(weights);
+    if (bytes == 0)
+        return 0;
+    struct cache_key key = {weights->checksum, weights->map_bytes, bytes};
+    uint8_t *decoded = NULL;
+    bool in_cache = false;
+    if (cache_path != NULL && bytes != UINT64_MAX) {
+        const uint8_t *cached = cache_open(&weights->cache, cache_path, &key);
+        if (cached != NULL) {
+            use_decoded(weights, cached);
+            return 0;
+        }
+        decoded = cache_create(&weights->cache, cache_path, &key, weights->mode);
+        in_cache = decoded != NULL;
+    }
+    if (decoded == NULL && bytes <= SIZE_MAX / 2)
+        decoded = weights->memory = aligned_alloc(ALIGNMENT_BYTES, (size_t)bytes);
+    if (decoded == NULL) {
+        error_set("no memory for %llu bytes of weights", (unsigned long long)bytes);
+        return -1;
+    }
+    const char *broken = decode_payloads(weights, decoded);
+    if (broken != NULL) {
+        refuse(weights, broken);
+        return -1;
+    }
+    if (in_cache)
+        cache_finish(&weights->cache, cache_path);
+    use_decoded(weights, decoded);
     return 0;
 }
 
@@ -301,6 +431,8 @@ void weights_close(struct weights *weights)
 {
     if (weights->map != NULL)
         munmap(weights->map, weights->map_bytes);
+    cache_close(&weights->cache);
+    free(weights->memory);
     free(weights->tensors);
     memset(weights, 0, sizeof *weights);
 }

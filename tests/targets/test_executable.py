@@ -72,9 +72,17 @@ def test_info(artifact: Artifact) -> None:
         "arena_bytes": 64,
         "workspace_bytes": 0,
         "weight_bytes": 24,
+        "weights": {"coded_bytes": 0, "decoded_bytes": 0, "cache": None},
         "features": {HOST.cpu_flags[0]: True},
         "supported": True,
     }
+
+
+def test_raw_weights_need_no_cache(artifact: Artifact, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    assert ask(artifact.folder, "--info", "--cache", str(cache))["weights"]["cache"] == "unused"
+    assert ask(artifact.folder, "--selftest", "--cache", str(cache))["passed"]
+    assert not cache.exists()
 
 
 def test_selftest_and_its_tolerance(bundle: Path, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_nothing_but_libc_is_needed_and_nothing_but_the_api_is_exported(artifact
         "model_last_error",
         "model_open",
         "model_run",
+        "model_set_cache",
         "model_set_cores",
         "model_set_threads",
     }

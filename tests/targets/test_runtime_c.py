@@ -14,7 +14,15 @@ from edgepress.targets.driver_source import Driver, driver_source, header_source
 from edgepress.targets.export import copy_runtime
 from edgepress.targets.memory import plan
 from edgepress.targets.weights import WeightsError, read_weights
-from tests.targets.test_weights import BROKEN, W, example, signed
+from tests.targets.test_weights import (
+    BROKEN,
+    BROKEN_CODED,
+    W,
+    coded_example,
+    example,
+    resealed,
+    signed,
+)
 from tests.targets.tiny import ARMV7, HOST, PI4, need, run, tiny_program
 
 WARNINGS = ["-std=c11", "-O2", "-pthread", "-Wall", "-Wextra", "-Werror", "-pedantic", "-Wshadow"]
@@ -26,7 +34,7 @@ def write_sources(folder: Path, target: Target) -> None:
     """Everything that export compiles, for the tiny program."""
     copy_runtime(folder)
     program = tiny_program()
-    weights = [{"name": "w", "raw_bytes": 24}]
+    weights = [{"name": "w", "codec": "raw", "raw_bytes": 24}]
     driver = Driver(
         name="tiny", tolerances=(0, 0.5), weights=weights, weights_checksum=0, weight_bytes=24
     )
@@ -81,6 +89,8 @@ int main(void)
     assert set(result.stdout.split()) == {str(zlib.crc32(data)).encode()}
 
 
+WEIGHTS = ("weights.c", "weights_cache.c", "decode.c", "crc32.c", "error.c")
+
 # Overlong, surrogates, beyond Unicode, cut short, a continuation alone, no such first byte.
 NOT_UTF8 = ["c080", "c1bf", "e09fbf", "f08fbfbf", "eda080", "edbfbf", "f4908080", "f5808080"]
 NOT_UTF8 += ["c3", "e282", "f09f98", "80", "bf41", "c341", "ff", "f880808080"]
@@ -99,6 +109,11 @@ int main(void)
         struct weights weights;
         if (weights_open(&weights, path) != 0) {
             puts(error_text());
+            continue;
+        }
+        if (weights_decode(&weights, NULL) != 0) {
+            puts(error_text());
+            weights_close(&weights);
             continue;
         }
         unsigned sum = 0;
@@ -152,9 +167,7 @@ def corpus(folder: Path) -> list[Path]:
 
 
 def test_weights_get_the_same_verdict_as_from_python(sources: Path, tmp_path: Path) -> None:
-    program = build(
-        sources, "open", OPEN_WEIGHTS, "weights.c", "crc32.c", "error.c", flags=SANITIZERS
-    )
+    program = build(sources, "open", OPEN_WEIGHTS, *WEIGHTS, flags=SANITIZERS)
     paths = corpus(tmp_path)
     result = subprocess.run(
         [program], input="\n".join(map(str, paths)), capture_output=True, text=True, check=False
@@ -167,10 +180,33 @@ def test_weights_get_the_same_verdict_as_from_python(sources: Path, tmp_path: Pa
     assert said[0] == "3 tensors, sum 451"
 
 
-def test_what_is_no_file(sources: Path, tmp_path: Path) -> None:
-    program = build(
-        sources, "no_file", OPEN_WEIGHTS, "weights.c", "crc32.c", "error.c", flags=SANITIZERS
+def test_coded_weights_get_the_same_verdict_as_from_python(sources: Path, tmp_path: Path) -> None:
+    program = build(sources, "open_coded", OPEN_WEIGHTS, *WEIGHTS, flags=SANITIZERS)
+    good = coded_example(tmp_path / "good.epw")
+    random = np.random.default_rng(0)
+    files = [good, *(corrupt(good) for _, _, corrupt in BROKEN_CODED)]
+    files += [good[:at] for at in range(1, len(good), 50)]
+    files += [good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :] for at in range(0, len(good), 20)]
+    (header_bytes,) = struct.unpack_from("<Q", good, 16)
+    for _ in range(300):
+        changed = bytearray(good)
+        changed[random.integers(header_bytes, len(good))] ^= 1 << int(random.integers(8))
+        files.append(resealed(bytes(changed)))
+    paths = []
+    for index, data in enumerate(files):
+        paths.append(tmp_path / f"{index}.epw")
+        paths[-1].write_bytes(data)
+    result = subprocess.run(
+        [program], input="\n".join(map(str, paths)), capture_output=True, text=True, check=False
     )
+    assert (result.returncode, result.stderr) == (0, "")
+    said = result.stdout.splitlines()
+    assert said == [verdict(path) for path in paths]
+    assert said[0].startswith("6 tensors")
+
+
+def test_what_is_no_file(sources: Path, tmp_path: Path) -> None:
+    program = build(sources, "no_file", OPEN_WEIGHTS, *WEIGHTS, flags=SANITIZERS)
     (tmp_path / "empty").write_bytes(b"")
     paths = [tmp_path, tmp_path / "absent", tmp_path / "empty"]
     said = subprocess.run(
