@@ -15,7 +15,7 @@ import click
 
 from edgepress.calibration.base import calibrator_class, calibrator_names
 from edgepress.calibration.importance.base import importance, importance_names
-from edgepress.passes.base import pass_class, pass_names
+from edgepress.passes.base import Pass, pass_class, pass_names
 from edgepress.pipeline.cli import cli
 from edgepress.targets.load import target_names
 
@@ -31,12 +31,17 @@ def passes_page() -> str:
     ]
     for name in pass_names():
         chosen = pass_class(name)
-        text, options = _split(chosen)
+        text = _split(chosen)[0]
+        # options of a base class, such as those of all passes that train, come last
+        families = [base for base in chosen.__mro__ if issubclass(base, Pass)]
+        options = {k: v for base in families for k, v in _split(base)[1].items()}
         parts += [f"## {name}\n", text]
         facts = ["It computes the same up to rounding."] if chosen.lossless else []
         facts += ["It needs calibration samples."] if chosen().needs_samples else []
+        facts += ["It needs training samples with labels."] if chosen().needs_training else []
         parts += [" ".join(facts) + "\n"] if facts else []
-        fields = [field for field in dataclasses.fields(chosen) if field.name in options]
+        known = {field.name: field for field in dataclasses.fields(chosen)}
+        fields = [known[option] for option in options if option in known]
         if fields:
             rows = [
                 (f"`{f.name}`", f"`{f.type}`", f"`{_toml(f.default)}`", options[f.name])

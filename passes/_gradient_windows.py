@@ -2,7 +2,8 @@
 
 What a strided window read is reached back by a transposed convolution of the same geometry. Its
 pads follow from the shapes, so that auto_pad, ceil_mode and positions that no window reaches need
-no cases of their own.
+no cases of their own. The gradient of a weight is a convolution, too, of the image with the
+gradient as its kernel, in which strides and dilations have changed places.
 """
 
 from __future__ import annotations
@@ -21,10 +22,12 @@ _Sizes = tuple[int, ...]
 
 def conv(t: Tape, node: ir.Node, dy: ir.Value) -> list[ir.Value]:
     """Spread every output over the inputs that it summed, by the same weights."""
-    weight = given(node.inputs[1])
-    window, rest = _window(node, shape_of(weight)[2:], node.inputs[0], node.outputs[0])
+    x, weight = given(node.inputs[0]), given(node.inputs[1])
+    window, rest = _window(node, shape_of(weight)[2:], x, node.outputs[0])
     group = node.attributes.get_int("group", 1)
-    return [t.op("ConvTranspose", dy, weight, group=group, output_padding=rest, **window)]
+    dx = t.op("ConvTranspose", dy, weight, group=group, output_padding=rest, **window)
+    dw = _weight(t, weight, (x, shape_of(x)), (dy, shape_of(node.outputs[0])), group, window)
+    return [dx, dw, *_bias(t, node, dy)]
 
 
 def conv_transpose(t: Tape, node: ir.Node, dy: ir.Value) -> list[ir.Value]:
@@ -33,8 +36,11 @@ def conv_transpose(t: Tape, node: ir.Node, dy: ir.Value) -> list[ir.Value]:
     padding = attributes.get_string("auto_pad", "NOTSET")
     if "output_shape" in attributes or padding not in ("NOTSET", "VALID"):
         raise NoGradient("it chooses its own padding")
-    window, _ = _window(node, shape_of(weight)[2:], node.outputs[0], node.inputs[0])
-    return [t.op("Conv", dy, weight, group=attributes.get_int("group", 1), **window)]
+    x, group = given(node.inputs[0]), attributes.get_int("group", 1)
+    window, _ = _window(node, shape_of(weight)[2:], node.outputs[0], x)
+    dx = t.op("Conv", dy, weight, group=group, **window)
+    dw = _weight(t, weight, (dy, shape_of(node.outputs[0])), (x, shape_of(x)), group, window)
+    return [dx, dw, *_bias(t, node, dy)]
 
 
 def average_pool(t: Tape, node: ir.Node, dy: ir.Value) -> list[ir.Value]:
@@ -60,6 +66,57 @@ def max_pool(t: Tape, node: ir.Node, dy: ir.Value) -> list[ir.Value]:
     indices = node.outputs[1]
     indices.name = indices.name or t.name()
     return [t.add_up(dy, indices, shape_of(node.inputs[0]))]
+
+
+def _weight(
+    t: Tape,
+    weight: ir.Value,
+    large: tuple[ir.Value, _Sizes],
+    small: tuple[ir.Value, _Sizes],
+    group: int,
+    window: dict[str, list[int]],
+) -> ir.Value:
+    """Correlate what windows read with what each of them gave: `[small/…, large/group, kernel]`.
+
+    Args:
+        t: appends to the graph.
+        weight: its shape is the result's.
+        large: the value `[batch, channels, …]` that windows slide over, with its shape.
+        small: the value that has a position for each window, with its shape.
+        group: of the convolution.
+        window: its geometry.
+    """
+    (x, (batch, channels, *extents)), (g, (_, _, *positions)) = large, small
+    rank, inside = len(extents), channels // group
+    # channels of a group become the batch, and the batch the channels that are summed over
+    x = t.reshape(x, (batch, group, inside, *extents))
+    x = t.op("Transpose", x, perm=[2, 1, 0, *range(3, rank + 3)])
+    x = t.reshape(x, (inside, group * batch, *extents))
+    kernel = t.op("Transpose", g, perm=[1, 0, *range(2, rank + 2)])
+    found = t.op(
+        "Conv",
+        x,
+        kernel,
+        group=group,
+        kernel_shape=positions,
+        strides=window["dilations"],
+        dilations=window["strides"],
+        pads=window["pads"],
+    )
+    # positions that no window reaches would be further taps
+    axes = range(2, rank + 2)
+    ends = shape_of(weight)[2:]
+    found = t.op("Slice", found, t.ints([0] * rank), t.ints(ends), t.ints(axes))
+    return t.op("Transpose", found, perm=[1, 0, *axes])
+
+
+def _bias(t: Tape, node: ir.Node, dy: ir.Value) -> list[ir.Value]:
+    """Sum the gradient of every output channel, where the node has a bias."""
+    if len(node.inputs) < 3 or node.inputs[2] is None:
+        return []
+    shape = shape_of(node.outputs[0])
+    total = t.total(dy, [0, *range(2, len(shape))])
+    return [t.reshape(total, (shape[1],))]
 
 
 def _window(

@@ -33,7 +33,9 @@ _ADVICE = "choose an importance without gradients, such as l1"
 _QUANTIZED_BITS = 32
 
 
-def open_gradients(pass_name: str, model: ir.Model, values: list[ir.Value]) -> Gradients:
+def open_gradients(
+    pass_name: str, model: ir.Model, values: list[ir.Value], advice: str = _ADVICE
+) -> Gradients:
     """Return a function that differentiates a weighted sum of the model's outputs.
 
     The function maps a feed by input name, and directions by output name, to `(a, gradient)` by
@@ -48,6 +50,7 @@ def open_gradients(pass_name: str, model: ir.Model, values: list[ir.Value]) -> G
         pass_name: for refusals.
         model: with fixed shapes and opset 13 or newer; it is not changed.
         values: floating inputs and intermediate values of the model.
+        advice: what to do where a gradient is not known, for refusals.
 
     Raises:
         PassRefused: no output is a float, between a value and an output is an operator whose
@@ -57,11 +60,11 @@ def open_gradients(pass_name: str, model: ir.Model, values: list[ir.Value]) -> G
     copy = model.clone()
     graph = copy.graph
     if not any(is_float(value) for value in graph.outputs):
-        raise PassRefused(pass_name, "model", f"none of its outputs is a float; {_ADVICE}")
+        raise PassRefused(pass_name, "model", f"none of its outputs is a float; {advice}")
     _raise_opset(graph)
     by_name = ir.convenience.create_value_mapping(graph, include_subgraphs=False)
     sources = [by_name[given(value.name)] for value in dict.fromkeys(values)]
-    directions, slopes = _append_gradients(pass_name, graph, sources)
+    directions, slopes = _append_gradients(pass_name, graph, sources, advice)
     outputs = [*(v for v in sources if v.producer() is not None), *slopes.values()]
     graph.outputs.clear()
     graph.outputs.extend(outputs)
@@ -90,7 +93,7 @@ def open_gradients(pass_name: str, model: ir.Model, values: list[ir.Value]) -> G
             gradient = np.zeros_like(array) if slope is None else found[given(slope.name)]
             result[name] = array, np.asarray(gradient, np.float32)
             if not all(np.isfinite(part).all() for part in result[name]):
-                why = f"it or its gradient is NaN or infinite for a sample; {_ADVICE}"
+                why = f"it or its gradient is NaN or infinite for a sample; {advice}"
                 raise PassRefused(pass_name, f"value {name!r}", why)
         return result
 
@@ -110,7 +113,7 @@ def _raise_opset(graph: ir.Graph) -> None:
 
 
 def _append_gradients(
-    pass_name: str, graph: ir.Graph, sources: list[ir.Value]
+    pass_name: str, graph: ir.Graph, sources: list[ir.Value], advice: str
 ) -> tuple[dict[str, ir.Value], dict[ir.Value, ir.Value]]:
     """Append what computes the gradients.
 
@@ -142,8 +145,8 @@ def _append_gradients(
                 parts[value].append(gradient)
         except NoGradient as reason:
             why = (
-                f"it lies on the way from channels to an output, and the gradient of "
-                f"{node.op_type} is not known ({reason}); {_ADVICE}"
+                f"it lies on the way to an output, and the gradient of {node.op_type} is not known "
+                f"({reason}); {advice}"
             )
             raise PassRefused(pass_name, f"node {node.name!r}", why) from reason
     # An Identity each, as values may share a gradient, and a direction is one itself.

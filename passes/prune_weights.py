@@ -16,13 +16,13 @@ from typing import ClassVar, Literal
 import numpy as np
 import onnx_ir as ir
 
-from edgepress.passes._constants import Array, constant, new_initializer
+from edgepress.passes._constants import Array, constant
+from edgepress.passes._layer_tensors import LAYERS, replace, why_not
 from edgepress.passes._patterns import demand_match, demand_regular_expressions
 from edgepress.passes.base import Context, Outcome, Pass, PassRefused
 
-_LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-_FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE, ir.DataType.BFLOAT16)
-_HINT = f"`edgepress inspect` lists the names; layers are {', '.join(_LAYERS)}."
+_HINT = f"`edgepress inspect` lists the names; layers are {', '.join(LAYERS)}."
+_RANKINGS = ("global", "lamp", "local")
 _ALL = ".*"  # the pattern that a single amount stands for
 NO_SPEED = "Zeros make the coded weights smaller; the kernels compute with them all the same."
 
@@ -64,14 +64,17 @@ class PruneWeights(Pass):
             at the same input and tap; the last block of a row may be shorter. "simd" takes as many
             float32 as a vector of the target holds.
         ranking: "global" ranks all layers of one share together, by magnitude relative to the root
-            mean square of the layer's weights; "local" takes the share out of every layer.
+            mean square of the layer's weights; "lamp" does so by the square of each magnitude over
+            the sum of the squares that are not below it in its layer (Lee et al., "Layer-adaptive
+            sparsity for the magnitude-based pruning", 2021), which leaves small layers more;
+            "local" takes the share out of every layer.
     """
 
     lossless: ClassVar[bool] = False
 
     amount: float | dict[str, float] = 0.5
     block: int | Literal["simd"] = 1
-    ranking: Literal["global", "local"] = "global"
+    ranking: Literal["global", "lamp", "local"] = "global"
 
     def __post_init__(self) -> None:
         """Refuse options out of bounds."""
@@ -88,15 +91,15 @@ class PruneWeights(Pass):
         if self.block != "simd" and not (isinstance(self.block, int) and self.block >= 1):
             why = f"it is {self.block!r}; give a whole number of at least 1, or 'simd'."
             raise PassRefused(self.name, "block", why)
-        if self.ranking not in ("global", "local"):
-            why = f"it is {self.ranking!r}; choose 'global' or 'local'."
+        if self.ranking not in _RANKINGS:
+            why = f"it is {self.ranking!r}; choose 'global', 'lamp' or 'local'."
             raise PassRefused(self.name, "ranking", why)
 
     def requires(self, model: ir.Model, context: Context) -> None:  # noqa: ARG002
         """Refuse a pattern that matches no layer."""
         if not isinstance(self.amount, dict):
             return
-        names = [node.name or "" for node in model.graph if node.op_type in _LAYERS]
+        names = [node.name or "" for node in model.graph if node.op_type in LAYERS]
         for pattern in self.amount:
             demand_match(self.name, "amount of", pattern, names, hint=_HINT)
 
@@ -107,8 +110,8 @@ class PruneWeights(Pass):
         pools: dict[object, dict[_Weight, Array]] = {}
         for index, weight in enumerate(weights):
             context.progress("rank weights", index, len(weights))
-            scores = _scores(weight, block, relative=self.ranking == "global")
-            pool = weight.pool if self.ranking == "global" else index
+            scores = _scores(weight, block, self.ranking)
+            pool = index if self.ranking == "local" else weight.pool
             pools.setdefault(pool, {})[weight] = scores
         shares: list[tuple[str, float]] = []
         total = zeros = 0
@@ -118,7 +121,8 @@ class PruneWeights(Pass):
                 array = _array(weight)
                 pruned = np.where(mask, array.dtype.type(0), array)
                 if np.any(pruned != array):
-                    _replace(model.graph, weight, pruned)
+                    readers = {(node, 1) for node in weight.layers}
+                    replace(model.graph, weight.value, readers, pruned, "pruned")
                     modified = True
                 count = array.size - int(np.count_nonzero(pruned))
                 shares.append((weight.name, count / array.size))
@@ -137,10 +141,10 @@ class PruneWeights(Pass):
         found: dict[ir.Value, list[ir.Node]] = {}
         skipped: list[tuple[str, str]] = []
         for node in model.graph:
-            if node.op_type not in _LAYERS:
+            if node.op_type not in LAYERS:
                 continue
             value = node.inputs[1]
-            why = _why_not(value)
+            why = why_not(value, "prune")
             if value is None or why:
                 skipped.append((node.name or node.op_type, why))
             else:
@@ -169,27 +173,6 @@ class PruneWeights(Pass):
             if re.fullmatch(pattern, node.name or "")
         )
         return min(matching, default=None)
-
-
-def _why_not(value: ir.Value | None) -> str:
-    """Say why these weights cannot be pruned, or nothing."""
-    if value is None:
-        return "it has no weights"
-    maker = value.producer()
-    if maker is not None and maker.op_type == "DequantizeLinear":
-        return "quantized already; prune before quantize-int8"
-    if value.is_graph_input():
-        return "its weights are an input of the model"
-    array = constant(value)
-    if array is None:
-        return "its second input is not constant"
-    if value.is_graph_output():
-        return "its weights are an output of the model"
-    if value.dtype not in _FLOATS:
-        return f"its weights are {value.dtype}"
-    if not array.size:
-        return "it has no weights"
-    return ""
 
 
 def _array(weight: _Weight) -> Array:
@@ -224,10 +207,10 @@ def _sizes(weight: _Weight, block: int) -> Array:
     return np.diff(np.arange(0, channels, block), append=channels)
 
 
-def _scores(weight: _Weight, block: int, *, relative: bool) -> Array:
-    """Return the mean magnitude of every block: [rows, blocks, inputs and taps] float64.
+def _scores(weight: _Weight, block: int, ranking: str) -> Array:
+    """Return what blocks are ranked by: [rows, blocks, inputs and taps] float64, from 0 on.
 
-    With `relative`, in units of the root mean square of the weights.
+    This is the mean magnitude of a block, made comparable between layers as `ranking` says.
     """
     array = _array(weight).astype(np.float64)
     rows, channels, rest = _layout(weight.layers[0], array.shape)
@@ -235,8 +218,14 @@ def _scores(weight: _Weight, block: int, *, relative: bool) -> Array:
     if block > 1:
         sums = np.add.reduceat(scores, np.arange(0, channels, block), axis=1)
         scores = sums / _sizes(weight, block)[:, None]
-    if relative:
+    if ranking == "global":
         scores /= math.sqrt(np.mean(np.square(array))) or 1.0
+    if ranking == "lamp":
+        squares = np.square(scores).reshape(-1)
+        order = np.argsort(squares, kind="stable")
+        not_below = np.cumsum(squares[order][::-1])[::-1]
+        squares[order] /= np.where(not_below > 0, not_below, 1.0)
+        scores = squares.reshape(scores.shape)
     return scores
 
 
@@ -271,23 +260,13 @@ def _lowest(scores: Array, count: int) -> Array:
     """Return a mask of the `count` lowest scores, of equal ones the first, without a full sort."""
     if not count:
         return np.zeros(scores.shape, bool)
-    limit = np.partition(scores, count - 1)[count - 1]
+    # zeros apart, as np.partition takes long over many equal numbers
+    rest = count - 1 - np.count_nonzero(scores == 0)
+    limit = 0.0 if rest < 0 else np.partition(scores[scores > 0], rest)[rest]
     chosen: Array = scores < limit
     equal = np.flatnonzero(scores == limit)
     chosen[equal[: count - int(np.count_nonzero(chosen))]] = True
     return chosen
-
-
-def _replace(graph: ir.Graph, weight: _Weight, array: Array) -> None:
-    """Let the layers read this array; whoever else reads the weight reads what it was."""
-    value = weight.value
-    readers = {(node, 1) for node in weight.layers}
-    if {(use.node, use.idx) for use in value.uses()} == readers:
-        value.const_value = ir.tensor(array, name=value.name)
-        return
-    new = new_initializer(graph, f"{value.name}_pruned", array)
-    for node in weight.layers:
-        node.replace_input_with(1, new)
 
 
 def _sparsest(shares: list[tuple[str, float]]) -> str:

@@ -222,7 +222,7 @@ def test_an_operator_without_a_gradient_is_named(body: str, operator: str, why: 
     )  # fmt: skip
     *_, node = (node for node in model.graph if node.op_type == operator)
     assert refusal(model, "h") == (
-        f"prune-channels: node {node.name!r}: it lies on the way from channels to an output, and "
+        f"prune-channels: node {node.name!r}: it lies on the way to an output, and "
         f"the gradient of {operator} is not known ({why}); choose an importance without "
         "gradients, such as l1"
     )
