@@ -19,6 +19,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepress.calibration.base import Samples
+from edgepress.passes.encode_huffman import is_coded
 from edgepress.pipeline.bundle import Bundle, Manifest, write_manifest
 from edgepress.pipeline.cache import Cache, code_version, content_key
 from edgepress.pipeline.feeds import input_shapes, random_samples
@@ -27,6 +28,7 @@ from edgepress.pipeline.layer_facts import facts_version, layer_facts
 from edgepress.pipeline.prepare import Prepared
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
+from edgepress.pipeline.size_ledger import ledger_version, size_ledger
 from edgepress.targets.base import Artifact, Target
 from edgepress.targets.tile_files import TileSizes
 
@@ -71,16 +73,17 @@ def build(
         original = prepared.original if prepared.lossless else None
         golden = make_golden(prepared.compressed, original, feeds)
     with progress.step("compile") as compile_clock:
-        artifact, used, layers, cached = _artifact(
+        compiled, cached = _compiled(
             model, prepared, target, folder, name, golden, tiles, cache, progress
         )
+    artifact = compiled.artifact
     (folder / "graph.onnx").write_bytes(prepared.compressed.model)
     golden.write(folder)
     manifest = Manifest(
         name=name,
         arithmetic=golden.arithmetic,
         tool={"name": "edgepress", "version": importlib.metadata.version("edgepress")},
-        toolchain=toolchain(target) | ({"tiles": used} if used else {}),
+        toolchain=toolchain(target) | ({"tiles": compiled.tiles} if compiled.tiles else {}),
         source=prepared.source,
         recipe={"name": recipe.name, "text": recipe.text},
         steps=[record.facts() for record in prepared.steps],
@@ -100,14 +103,32 @@ def build(
             "reference": golden.reference,
             "tolerances": list(golden.tolerances),
         },
-        layers=layers,
+        layers=compiled.layers,
+        ledger=compiled.ledger,
     )
     bundle = write_manifest(folder, manifest)
     seconds = {"golden": golden_clock.seconds, "compile": compile_clock.seconds}
     return Built(bundle=bundle, seconds=seconds, cached=cached)
 
 
-def _artifact(
+@dataclass(frozen=True, kw_only=True)
+class _Compiled:
+    """What the compiler made of a program, and what is known of that.
+
+    Attributes:
+        artifact: the files.
+        tiles: the tuned tiles that layers got.
+        layers: what `layer_facts` says.
+        ledger: what `size_ledger` says.
+    """
+
+    artifact: Artifact
+    tiles: dict[str, TileSizes]
+    layers: list[dict[str, Any]]
+    ledger: dict[str, Any]
+
+
+def _compiled(
     model: ir.Model,
     prepared: Prepared,
     target: Target,
@@ -117,12 +138,8 @@ def _artifact(
     tiles: Mapping[str, TileSizes],
     cache: Cache | None,
     progress: Progress,
-) -> tuple[Artifact, dict[str, TileSizes], list[dict[str, Any]], bool]:
-    """Compile into the folder, or take the files from the cache.
-
-    Returns what was made, the tuned tiles that layers got, what is known of the layers, and whether
-    it came from the cache.
-    """
+) -> tuple[_Compiled, bool]:
+    """Compile into the folder, or take the files from the cache; the second tells which."""
     key = content_key(
         "artifact",
         code_version("edgepress.targets"),
@@ -133,14 +150,15 @@ def _artifact(
         list(golden.tolerances),
         dict(tiles),
         facts_version(),
+        ledger_version(),
     )
     entry = cache.get(key) if cache else None
     if entry is not None:
         for file in ARTIFACT_FILES:
             shutil.copy2(entry / file, folder / file)
         facts = json.loads((entry / "artifact.json").read_text("utf-8"))
-        used, layers = facts.pop("tiles"), facts.pop("layers")
-        return Artifact(folder=folder, **facts), used, layers, True
+        artifact = Artifact(folder=folder, **facts.pop("artifact"))
+        return _Compiled(artifact=artifact, **facts), True
     from edgepress.targets.compile import compile_kernels
     from edgepress.targets.export import export
     from edgepress.targets.lowering.build import lower
@@ -148,11 +166,24 @@ def _artifact(
 
     asked = Tiles(tiles)
     program = lower(model, target, progress.update, asked)
-    used, layers = asked.used(), layer_facts(program, model)
     code = compile_kernels(program, target)
-    artifact = export(program, code, target, folder, name=name, tolerances=golden.tolerances)
-    facts = dataclasses.asdict(artifact) | {"tiles": used, "layers": layers}
-    del facts["folder"]
+    artifact = export(
+        program,
+        code,
+        target,
+        folder,
+        name=name,
+        tolerances=golden.tolerances,
+        coded=is_coded(model),
+    )
+    compiled = _Compiled(
+        artifact=artifact,
+        tiles=asked.used(),
+        layers=layer_facts(program, model),
+        ledger=size_ledger(program, model, artifact.weights),
+    )
+    facts = dataclasses.asdict(compiled)
+    del facts["artifact"]["folder"]
 
     def fill(into: Path) -> None:
         for file in ARTIFACT_FILES:
@@ -161,7 +192,7 @@ def _artifact(
 
     if cache:
         cache.put(key, fill)
-    return artifact, used, layers, False
+    return compiled, False
 
 
 def toolchain(target: Target) -> dict[str, str]:

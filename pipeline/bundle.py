@@ -32,7 +32,7 @@ ROLES = {
 }
 GOLDEN = re.compile(r"golden/(0|[1-9]\d*)\.(in|out)")
 ARITHMETIC = ("float", "integer", "mixed")
-OPTIONAL = ("layers", "training")  # bundles of older versions have none
+OPTIONAL = ("layers", "ledger", "training")  # bundles of older versions have none
 MAX_JSON_BYTES = 64 << 20
 
 
@@ -63,6 +63,7 @@ class Manifest:
         golden: `{"samples", "source", "reference", "tolerances"}`.
         files: path, role, size_bytes, sha256 of every other file.
         layers: per layer what `layer_facts` says; empty where the bundle is older than that.
+        ledger: what `size_ledger` says of the weights; empty where the bundle is older than that.
     """
 
     schema: int = SCHEMA
@@ -82,6 +83,7 @@ class Manifest:
     golden: dict[str, Any]
     files: list[dict[str, Any]] = field(default_factory=list)
     layers: list[dict[str, Any]] = field(default_factory=list)
+    ledger: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] | None = None
 
 
@@ -106,6 +108,11 @@ class Bundle:
         """Bytes of the executable and the coded weights: what has to be on the board."""
         deployed = ("executable", "weights")
         return sum(f["size_bytes"] for f in self.manifest.files if f["role"] in deployed)
+
+    @property
+    def has_coded_weights(self) -> bool:
+        """Whether the weights are decoded when the model is loaded."""
+        return any(row["codec"] != "raw" for row in self.manifest.weights)
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:

@@ -44,7 +44,7 @@ def cost(model: ir.Model) -> Cost:
         if tensor is None:
             continue
         size_bytes += tensor.nbytes
-        if _is_parameter(value, tensor.dtype):
+        if is_parameter(value):
             parameters += tensor.size
     return Cost(
         parameters=parameters,
@@ -53,7 +53,9 @@ def cost(model: ir.Model) -> Cost:
     )
 
 
-def _is_parameter(value: ir.Value, dtype: ir.DataType) -> bool:
+def is_parameter(value: ir.Value) -> bool:
+    """Tell whether a constant is a weight, and no scale, zero point or shape."""
+    dtype = None if value.const_value is None else value.const_value.dtype
     roles = [(use.node.op_type, use.idx) for use in value.uses()]
     if dtype == ir.DataType.INT8 and roles and set(roles) <= _READ_AS_INT8:
         return True

@@ -2,7 +2,8 @@
 
 Per pass: clone → requires → call → refresh shapes → ensures → onnx checker → run the model before
 and after on the same samples. A lossless pass whose outputs differ is refused; a lossy pass gets
-its SQNR recorded. A finished step is cached under the content it worked on, so it is not run again.
+its SQNR recorded. Where only the model's metadata changed, there is nothing to run. A finished step
+is cached under the content it worked on, so it is not run again.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from edgepress.pipeline.cost import cost
 from edgepress.pipeline.feeds import input_shapes, random_samples
 from edgepress.pipeline.oracle import Oracle, Outputs, relative_error, sqnr_db
 from edgepress.pipeline.progress import Progress
-from edgepress.pipeline.snapshot import Snapshot, values
+from edgepress.pipeline.snapshot import Snapshot, same_graph, values
 
 CANONICAL = (
     "fix-shapes",
@@ -219,10 +220,12 @@ class Driver:
         model = self.model.clone()
         step.requires(model, context)
         old_ranges = {id(value.meta["range"]) for value in values(model) if "range" in value.meta}
+        old_marks = dict(model.metadata_props)
         outcome = step.call(model, context)
         model, notes = outcome.model, list(outcome.notes)
+        marked = model.metadata_props != old_marks and same_graph(before, snapshot.take(model))
         equivalence = None
-        if outcome.modified:
+        if outcome.modified and not marked:
             refresh_shapes(model, step.name)
             for value in values(model):
                 # a range describes the tensor that was observed, which may now be another one
@@ -230,7 +233,7 @@ class Driver:
                     del value.meta["range"]
         step.ensures(model)
         after = snapshot.take(model)
-        if after.model != before.model:
+        if after.model != before.model and not marked:
             _check(step, after)
             equivalence = self._compare(step, before, after, model, context, samples_sha256)
         figures = cost(model)

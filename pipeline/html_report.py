@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgepress.pipeline.bundle import Bundle
+from edgepress.pipeline.ledger_table import HEADINGS, cells, ledger_picture
 from edgepress.pipeline.report import facts, quantity, size
 
 BAR_PIXELS, ROW_PIXELS, LABEL_PIXELS = 360, 22, 170
@@ -41,6 +42,11 @@ def html_report(bundle: Bundle, evidence: Mapping[str, Any] | None) -> str:
     parts.append(_table(("pass", "parameters", "MACs", "weights", "outputs"), map(_step, steps)))
     parts.append("<h3>Bytes of all constants after each pass</h3>")
     parts.append(_bars([(step["pass_name"], step["size_bytes"]) for step in steps], size))
+    if manifest.ledger:  # bundles of older versions have none
+        layers = [*manifest.ledger["layers"], {"name": "all weights", **manifest.ledger["total"]}]
+        parts.append("<h2>Weights, stage by stage</h2>")
+        parts.append(ledger_picture(manifest.ledger))
+        parts.append(_table(HEADINGS, map(cells, layers)))
     files = [(file["path"], file["size_bytes"]) for file in manifest.files]
     parts.append("<h2>Files</h2>")
     parts.append(_bars(files, size))

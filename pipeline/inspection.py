@@ -20,6 +20,7 @@ from edgepress.pipeline.bundle import read_bundle
 from edgepress.pipeline.cost import cost
 from edgepress.pipeline.driver import Driver, canonical_passes
 from edgepress.pipeline.feeds import true_inputs
+from edgepress.pipeline.ledger_table import ledger_table
 from edgepress.pipeline.load import load_model
 from edgepress.pipeline.report import facts, quantity, size
 from edgepress.pipeline.snapshot import Snapshot
@@ -44,6 +45,7 @@ def inspect(
             "facts": dict(facts(bundle, bundle.evidence)),
             "files": bundle.manifest.files,
             "weights": bundle.manifest.weights,
+            "ledger": bundle.manifest.ledger,
             **_describe(model, "", channels),
         }
     model, note = load_model(path), ""
@@ -125,6 +127,8 @@ def show(found: Mapping[str, Any], screen: Console) -> None:
         texts = (Text(str(node[key])) for key in ("name", "operator", "output", "dtype"))
         table.add_row(*texts, quantity(node["macs"]) if node["macs"] else "")
     screen.print(table)
+    if found.get("ledger"):  # of a bundle that is not older than ledgers
+        screen.print(ledger_table(found["ledger"]))
     screen.print(grid)
     if found["note"]:
         screen.print(Text(found["note"]))

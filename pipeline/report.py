@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgepress.pipeline.bundle import Bundle
+from edgepress.pipeline.bundle import Bundle, Manifest
 from edgepress.pipeline.driver import Equivalence, StepRecord
 from edgepress.pipeline.gates import PASS, UNVERIFIED
 from edgepress.pipeline.run import Result
@@ -97,6 +97,8 @@ def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str,
         ("on the board", f"{size(bundle.deployed_bytes)} (the model file had {size(raw)})"),
         ("memory", f"{size(manifest.memory['arena_bytes'])} for activations"),
     ]
+    if bundle.has_coded_weights:
+        rows.append(("weights", _weights(manifest)))
     if evidence is None:
         return [*rows, ("verified", "no: nothing was measured on a device")]
     if latency := evidence["latency"]:
@@ -122,12 +124,25 @@ def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str,
     return rows
 
 
+def _weights(manifest: Manifest) -> str:
+    """Say what coded weights take in the file, and once they are decoded."""
+    total, decoded = manifest.ledger["total"], manifest.memory["weight_bytes"]
+    text = f"{quantity(total['weights'])} in {size(total['coded_bytes'])}"
+    if total["ratio"]:
+        text += f", the file {total['ratio']:.1f} times smaller than their float32"
+    return f"{text}; decoded, {size(decoded)}"
+
+
 def show_result(result: Result, screen: Console) -> None:
     """Print the tables of a run."""
     evidence = result.evidence
     show_steps(result.steps, screen, None if evidence is None else evidence.trials)
     if result.tuning is not None:
         screen.print(Text(f"tune: {result.tuning}"))
+    if result.bundle.has_coded_weights:
+        from edgepress.pipeline.ledger_table import FEW_LAYERS, ledger_table  # it imports this
+
+        screen.print(ledger_table(result.bundle.manifest.ledger, FEW_LAYERS))
     show_bundle(result.bundle, None if evidence is None else evidence.to_json(), screen)
 
 
@@ -175,6 +190,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "bundle": str(result.bundle.folder),
         "deployed_bytes": result.bundle.deployed_bytes,
         "arithmetic": result.bundle.manifest.arithmetic,
+        "ledger": result.bundle.manifest.ledger,
         "target": result.bundle.manifest.target["name"],
         "steps": [dataclasses.asdict(step) for step in result.steps],
         "seconds": dict(result.seconds),

@@ -66,6 +66,14 @@ def read(folder: Path) -> Snapshot:
     return Snapshot((folder / "model.onnx").read_bytes(), ranges)
 
 
+def same_graph(one: Snapshot, other: Snapshot) -> bool:
+    """Tell whether two models differ in their metadata at most."""
+    protos = [onnx.ModelProto.FromString(each.model) for each in (one, other)]
+    for proto in protos:
+        del proto.metadata_props[:]
+    return bool(protos[0] == protos[1])
+
+
 def values(model: ir.Model) -> Iterator[ir.Value]:
     """Yield every value of the main graph: inputs, constants, node outputs."""
     yield from model.graph.inputs

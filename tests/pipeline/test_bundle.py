@@ -27,6 +27,24 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
     assert read.evidence is None
 
 
+@pytest.mark.parametrize(("key", "empty"), [("layers", []), ("ledger", {}), ("training", None)])
+def test_an_older_bundle_lacks_what_came_later(tmp_path: Path, key: str, empty: object) -> None:
+    bundles.write(tmp_path / "b")
+    rewrite(tmp_path / "b", lambda data: data.pop(key))
+    assert getattr(read_bundle(tmp_path / "b").manifest, key) == empty
+
+
+def test_coded_weights_are_known_by_their_codec(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "b")
+    assert not bundle.has_coded_weights
+    rows = [{"name": "a", "codec": "raw"}]
+    rewrite(tmp_path / "b", lambda data: data.update(weights=rows))
+    assert not read_bundle(tmp_path / "b").has_coded_weights
+    rows.append({"name": "b", "codec": "coded"})
+    rewrite(tmp_path / "b", lambda data: data.update(weights=rows))
+    assert read_bundle(tmp_path / "b").has_coded_weights
+
+
 def test_two_builds_are_the_same_bytes(tmp_path: Path) -> None:
     bundles.write(tmp_path / "a")
     bundles.write(tmp_path / "b")

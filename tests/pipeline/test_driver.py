@@ -74,6 +74,18 @@ class Observe(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Mark(Pass):
+    """Notes something in the metadata, and may break its promise at that."""
+
+    factor: float = 1.0
+
+    def call(self, model: ir.Model, context: Context) -> Outcome:
+        scale_weights(model, self.factor)
+        model.metadata_props["mark"] = "set"
+        return Outcome(model=model, modified=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Train(Pass):
     lossless: ClassVar[bool] = False
 
@@ -169,6 +181,27 @@ def test_rounding_is_lossless() -> None:
     assert equivalence is not None
     assert equivalence.metric == "max_error"
     assert 0 < equivalence.value < 1e-5
+
+
+def test_metadata_alone_is_not_compared_and_keeps_ranges() -> None:
+    driver = Driver(net())
+    driver.run([Observe(), Mark()], Context(samples=SAMPLES))
+    (_, record) = driver.records
+    assert record.modified
+    assert record.equivalence is None
+    assert ranges(driver.model) == ranges(driver.snapshot.load())
+    assert set(ranges(driver.model)) == {"x", "y"}
+    assert driver.snapshot.load().metadata_props == {"mark": "set"}
+
+
+def test_metadata_hides_no_other_change() -> None:
+    driver = Driver(net())
+    with pytest.raises(NotEquivalent):
+        driver.run([Mark(factor=1.01)], Context())
+    driver = Driver(net())
+    driver.run([Observe(), Mark(factor=1 + 1e-6)], Context(samples=SAMPLES))
+    assert driver.records[-1].equivalence is not None
+    assert ranges(driver.model) == {}
 
 
 def test_an_invalid_model_is_refused() -> None:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import pytest
 
 from edgepress.pipeline import layer_timer, sensitivity
+from edgepress.pipeline.ledger_table import HEADINGS
 from edgepress.targets.devices.base import CommandDevice
 from tests.graphs import Array, net, random
 from tests.pipeline.conftest import Edgepress, World
@@ -117,6 +118,16 @@ def test_a_bundle_has_channels_too(edgepress: Edgepress, world: World) -> None:
     document = json.loads(edgepress("inspect", world.request.output, "--channels", "--json")[1])
     assert document["kind"] == "bundle"
     assert [(g["channels"], g["free"]) for g in document["channels"]["groups"]] == [(8, 8), (10, 0)]
+
+
+def test_a_bundle_has_its_size_ledger(edgepress: Edgepress, world: World) -> None:
+    code, out, _ = edgepress("inspect", world.request.output)
+    assert code == 0
+    rows = {row[0]: row[1:] for row in cells(out) if len(row) == len(HEADINGS)}
+    assert rows["all weights"][0] == "314"
+    assert {"Conv_0", "Gemm_4"} <= rows.keys()
+    document = json.loads(edgepress("inspect", world.request.output, "--json")[1])
+    assert document["ledger"] == world.result.bundle.manifest.ledger
 
 
 def test_channels_need_fixed_shapes(edgepress: Edgepress, tmp_path: Path) -> None:

@@ -34,12 +34,33 @@ def test_notes_gates_and_sizes_are_printed(world: World) -> None:
     assert " ms median" in text
 
 
+def coded(world: World) -> World:
+    """The same with weights that claim to be coded."""
+    bundle = world.result.bundle
+    weights = [{**row, "codec": "coded"} for row in bundle.manifest.weights]
+    manifest = dataclasses.replace(bundle.manifest, weights=weights)
+    result = dataclasses.replace(
+        world.result, bundle=dataclasses.replace(bundle, manifest=manifest)
+    )
+    return dataclasses.replace(world, result=result)
+
+
+def test_the_ledger_is_printed_where_weights_are_coded(world: World) -> None:
+    assert "all weights" not in printed(world)
+    text = printed(coded(world))
+    (row,) = (line for line in text.splitlines() if "all weights" in line)
+    total = world.result.bundle.manifest.ledger["total"]
+    assert f"{total['ratio']:.1f}×" in row
+    assert f"{total['ratio']:.1f} times smaller than their float32" in text
+
+
 def test_json_has_the_same_steps(world: World) -> None:
     data = report.result_json(world.result)
     assert [step["pass_name"] for step in data["steps"]] == [
         step.pass_name for step in world.result.steps
     ]
     assert data["deployed_bytes"] == world.result.bundle.deployed_bytes
+    assert data["ledger"] == world.result.bundle.manifest.ledger
 
 
 def test_words_for_steps() -> None:
@@ -64,9 +85,19 @@ def test_the_page_is_whole_and_loads_nothing(world: World) -> None:
     assert not re.search(r"(src|href)=", page)
     body = page.partition("<body>")[2].partition("</body>")[0]
     drawings = re.findall(r"<svg.*?</svg>", body, re.DOTALL)
-    assert len(drawings) == 3
+    assert len(drawings) == 4
     for drawing in drawings:
         ElementTree.fromstring(drawing)
+
+
+def test_the_page_of_an_old_bundle_has_no_ledger(world: World) -> None:
+    bundle = world.result.bundle
+    page = html_report(bundle, None)
+    assert '<td class="">all weights</td>' in page
+    assert "weights.epw, Conv_0: " in page
+    old = dataclasses.replace(bundle.manifest, ledger={})
+    page = html_report(dataclasses.replace(bundle, manifest=old), None)
+    assert "stage by stage" not in page
 
 
 def test_names_are_escaped_in_the_page(world: World) -> None:

@@ -14,10 +14,12 @@ from edgepress.pipeline.bundle import read_bundle
 from edgepress.pipeline.oracle import Oracle
 from edgepress.pipeline.output import OutputError
 from edgepress.pipeline.prepare import UsageError
+from edgepress.pipeline.recipe import parse_recipe
 from edgepress.pipeline.run import Request, run
 from edgepress.targets.base import CompileFailed, DeviceFailed
 from edgepress.targets.load import load_target
-from tests.pipeline.conftest import World
+from edgepress.targets.weights import read_weights, write_weights
+from tests.pipeline.conftest import RECIPE, Edgepress, World
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -85,6 +87,40 @@ def test_a_float_bundle_is_held_to_the_original(world: World, float_request: Req
     assert "original" in result.evidence.outputs["reference"]
 
 
+def test_coded_weights_are_the_same_bits_in_less_space(
+    world: World, tmp_path: Path, edgepress: Edgepress
+) -> None:
+    recipe = parse_recipe(f'{RECIPE}[[pass]]\nname = "encode-huffman"\n', "coded")
+    request = dataclasses.replace(world.request, recipe=recipe, output=tmp_path / "coded")
+    result = run(request, cache=world.cache)
+    assert result.evidence is not None
+    assert result.evidence.passed
+    assert result.evidence.outputs["bit_equal"] is True
+    coded, raw = files(request.output), files(world.request.output)
+    assert {n: b for n, b in coded.items() if n.startswith("golden/")} == {
+        n: b for n, b in raw.items() if n.startswith("golden/")
+    }
+    assert result.bundle.has_coded_weights
+    totals = [made.bundle.manifest.ledger["total"] for made in (result, world.result)]
+    assert totals[0]["coded_bytes"] < totals[1]["coded_bytes"]
+    assert len(coded["weights.epw"]) <= len(raw["weights.epw"])
+    wanted = read_weights(world.request.output / "weights.epw")
+    found = read_weights(request.output / "weights.epw")
+    assert {n: (a.dtype, a.tobytes()) for n, a in found.items()} == {
+        n: (a.dtype, a.tobytes()) for n, a in wanted.items()
+    }
+    memory = [read_bundle(r.output).manifest.memory for r in (request, world.request)]
+    assert memory[0] == memory[1], "weight_bytes are those of decoded weights"
+    write_weights(tmp_path / "again.epw", wanted, coded=True)
+    assert (tmp_path / "again.epw").read_bytes() == coded["weights.epw"]
+    assert edgepress("unpack", request.output, "-o", tmp_path / "m.onnx")[0] == 0
+    with np.load(world.samples) as data:
+        feed = {"x": data["x"][:1]}
+    models = (tmp_path / "m.onnx", world.request.output / "graph.onnx")
+    answers = [Oracle(model.read_bytes()).run(feed)["y"] for model in models]
+    np.testing.assert_array_equal(answers[0], answers[1])
+
+
 def test_calibration_samples_are_asked_for_before_any_work(world: World, tmp_path: Path) -> None:
     request = dataclasses.replace(world.request, output=tmp_path / "b", calib=None)
     with pytest.raises(UsageError, match="--calib"):
@@ -98,7 +134,7 @@ def test_a_failed_compiler_leaves_nothing(
     def fail(*_arguments: object) -> None:
         raise CompileFailed("LLVM said no")
 
-    monkeypatch.setattr(build_module, "_artifact", fail)
+    monkeypatch.setattr(build_module, "_compiled", fail)
     with pytest.raises(CompileFailed):
         run(float_request)
     assert list(tmp_path.iterdir()) == []
