@@ -22,9 +22,9 @@ import onnx
 Array = npt.NDArray[Any]
 
 INPUT, OUTPUT = "image", "logits"
-BATCH_SIZE, LEARNING_RATE, AVERAGING = 64, 2e-3, 0.999
+BATCH_SIZE, LEARNING_RATE, AVERAGING = 128, 1e-3, 0.999
 # Training images are changed by one random affine map each, of up to:
-ROTATION_DEGREES, SCALING, SHEAR, SHIFT_PIXELS = 10.0, 0.1, 0.1, 0.75
+ROTATION_DEGREES, SCALING, SHEAR, SHIFT_PIXELS = 10.0, 0.1, 0.1, 1.5
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ PARTS = 4  # symbol i of a block belongs to part i mod 4
 SIZES = struct.Struct(f"<{PARTS}H")
 
 _SHORT_BITS = 11  # a decoding table of this many bits is faster: it takes half the cache
-_WORTH = 0.001  # part of the size that codes of 12 bits must save to be taken
+_WORTH = 0.0005  # part of the size that codes of 12 bits must save to be taken
 
 _SLOT_BITS = np.arange(1 << MAX_BITS)[:, None] >> np.arange(MAX_BITS) & 1
 _REVERSED: npt.NDArray[np.int64] = _SLOT_BITS @ (1 << np.arange(MAX_BITS)[::-1])
@@ -57,7 +57,7 @@ def code_lengths(counts: npt.ArrayLike, limit: int = MAX_BITS) -> Bytes:
 
 
 def good_lengths(counts: npt.ArrayLike) -> Bytes:
-    """Return code lengths of at most 11 bits, or 12 where that saves more than 0.1 %."""
+    """Return code lengths of at most 11 bits, or 12 where that saves more than 0.05 %."""
     counts = np.asarray(counts, np.int64)
     short, best = _lengths(counts, (_SHORT_BITS, MAX_BITS))
     saved = int(counts @ short.astype(np.int64)) - int(counts @ best.astype(np.int64))
