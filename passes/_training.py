@@ -192,8 +192,7 @@ def trainable(model: ir.Model) -> tuple[list[LayerTensor], list[tuple[str, str]]
         The tensors in order of execution, and layers that are left alone with the reason.
     """
     for tensor in _layer_tensors(model)[0]:
-        readers = {(read.node, read.index) for read in tensor.reads}
-        replace(model.graph, tensor.value, readers, tensor.array, "trained")
+        replace(model.graph, tensor.value, tensor.readers, tensor.array, "trained")
     return _layer_tensors(model)
 
 

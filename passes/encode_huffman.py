@@ -13,6 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepress.passes._constants import Array
+from edgepress.passes._kmeans import code_bits
 from edgepress.passes.base import Context, Outcome, Pass
 
 #: Key of the model's `metadata_props`, and its value where the bundle's weights are to be coded.
@@ -93,6 +94,5 @@ def _coded_bits(counts: Array, bits: int) -> float:
     Coded, each needs what Shannon's entropy says, and stands once in a list with its `bits`.
     """
     counts = counts[counts > 0]
-    total = int(counts.sum())
-    entropy_bits = float(np.sum(counts * np.log2(total / counts)))
-    return min(entropy_bits + bits * counts.size, float(bits * total))
+    entropy_bits = float(counts @ code_bits(counts))
+    return min(entropy_bits + bits * counts.size, float(bits * int(counts.sum())))

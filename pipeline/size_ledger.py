@@ -26,11 +26,11 @@ from edgepress.pipeline._stage_sizes import (
 )
 from edgepress.pipeline.cost import is_parameter
 from edgepress.targets.program import Program
+from edgepress.targets.weights import HEADER_BYTES, entry_bytes
 
 OTHER = "other"
 SUMS = ("weights", "zeros", "fp32_bytes", "pruned_bytes", "shared_bytes", "coded_bytes",
         "container_bytes", "entropy_bytes")  # fmt: skip
-HEADER_BYTES = ENTRY_BYTES = 40  # docs/format.md
 _CONVOLUTIONS = ("Conv", "ConvTranspose")
 _QDQ = ("QuantizeLinear", "DequantizeLinear")
 
@@ -133,7 +133,7 @@ def _add_file(
     figures[-1]["container_bytes"] += HEADER_BYTES
     payloads: dict[int, tuple[int, Mapping[str, Any]]] = {}
     for row, owner in zip(weights, owners, strict=True):
-        size = ENTRY_BYTES + 8 * len(row["shape"]) + -(-len(row["name"].encode()) // 8) * 8
+        size = entry_bytes(len(row["name"].encode()), len(row["shape"]))
         figures[owner]["container_bytes"] += size
         end += size
         if row["encoded_bytes"]:

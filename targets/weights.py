@@ -35,6 +35,7 @@ _ENTRY = struct.Struct(
     "<HBBIQQQII"
 )  # name, dtype, rank, codec, offset, encoded, raw, crc, reserved
 _CHECKSUM_AT = 32
+HEADER_BYTES = _HEADER.size  # without the table
 
 
 class WeightsError(TargetError):
@@ -92,7 +93,7 @@ def write_weights(
     names = sorted(constants, key=lambda name: name.encode())
     raws = [_raw_bytes(name, constants[name]) for name in names]
     header_bytes = _HEADER.size + sum(
-        _entry_bytes(len(name.encode()), constants[name].ndim) for name in names
+        entry_bytes(len(name.encode()), constants[name].ndim) for name in names
     )
     payloads: dict[bytes, tuple[Coded, int]] = {}
     end = header_bytes
@@ -186,7 +187,8 @@ def _start(end: int, codec: int) -> int:
     return end if codec else -(-end // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
-def _entry_bytes(name_bytes: int, rank: int) -> int:
+def entry_bytes(name_bytes: int, rank: int) -> int:
+    """Return the size of a tensor's row in the table, from that of its name and its axes."""
     return _ENTRY.size + 8 * rank + -(-name_bytes // 8) * 8
 
 
@@ -264,7 +266,7 @@ def _unpack_entry(path: Path, data: bytes, where: str) -> tuple[_Entry, bytes, i
     name_bytes, dtype, rank, codec, offset, encoded, raw, checksum, reserved = _ENTRY.unpack_from(
         data
     )
-    size = _entry_bytes(name_bytes, rank)
+    size = entry_bytes(name_bytes, rank)
     if rank > MAX_RANK:
         raise WeightsError(path, Rule.SHAPE, where)
     if len(data) < size:
