@@ -30,6 +30,7 @@ EXIT_CODES = {
     "edgepress.pipeline.recipe.RecipeError": USAGE,
     "edgepress.targets.base.UnknownTarget": USAGE,
     "edgepress.targets.load.InvalidBoard": USAGE,
+    "edgepress.targets.named_devices.InvalidDevices": USAGE,
     "edgepress.passes.base.PassError": REFUSED,
     "edgepress.pipeline.load.ModelError": REFUSED,
     "edgepress.targets.base.UnsupportedModel": REFUSED,

@@ -29,7 +29,8 @@ from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.rivals import OURS, Field, prepared, signal_to_noise
 from edgepress.pipeline.verify import bundle_target
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.devices.base import CommandDevice
+from edgepress.targets.command_device import CommandDevice
+from edgepress.targets.devices.base import find_device
 from edgepress.targets.devices.local import connect
 
 QUIET_CORES = 0.9
@@ -133,7 +134,7 @@ def bench(
             bundle = read_bundle(path)
         else:
             bundle, model = _compiled(path, folder / "bundle", progress), path
-        device = connect(bundle_target(bundle))
+        device = connect(bundle_target(bundle), "", find_device("local"))
         if not peers:
             return _alone(bundle, device, threads, rounds, progress)
         field_ = Field(bundle, model, folder, calib, evaluation)

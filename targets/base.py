@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PosixPath
 from typing import Any
 
 
@@ -55,6 +55,10 @@ class CompileFailed(TargetError):
 
 class DeviceFailed(TargetError):
     """The device is unreachable, is the wrong one, or the program failed there."""
+
+
+class OnDevice(PosixPath):
+    """A path on a device, not on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)

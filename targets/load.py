@@ -152,7 +152,7 @@ def _target(name: str, board: Mapping[str, Any]) -> Target:
     kinds = {key: kind for key, kind in typing.get_type_hints(Target).items() if key != "name"}
     for key, value in board.items():
         if key not in kinds:
-            raise InvalidBoard(f"{name}.toml: unknown key {key!r}.{_near(key, kinds)}")
+            raise InvalidBoard(f"{name}.toml: unknown key {key!r}.{near_names(key, kinds)}")
         if kinds[key] == tuple[str, ...]:
             fits = isinstance(value, list) and all(isinstance(item, str) for item in value)
         else:
@@ -194,11 +194,11 @@ def _refuse(target: Target, what: str, name: str, known: Collection[str]) -> typ
     """Raise for a name that LLVM does not know."""
     raise InvalidBoard(
         f"{target.name}.toml: LLVM knows no {what} {name!r} for {target.triple}."
-        f"{_near(name, known)}"
+        f"{near_names(name, known)}"
     )
 
 
-def _near(name: str, known: Collection[str]) -> str:
+def near_names(name: str, known: Collection[str]) -> str:
     """Say which known names are near."""
     near = difflib.get_close_matches(name, known, 3, 0.5)
     return f" Did you mean {' or '.join(near)}?" if near else f" Known: {', '.join(sorted(known))}."

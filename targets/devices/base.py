@@ -1,42 +1,35 @@
 """A device runs a bundle and brings its answers back.
 
-A device kind is one file in this folder, named as users write it (`local`, `qemu`), that defines
-`connect(target, address) -> Device`; `address` is what follows the colon in `kind:address`.
+A device kind is one file in this folder, named as users write it (`local`, `qemu`, `ssh`). It
+defines `connect(target, address, board) -> Device`, and `shell(address, board) -> Shell` where
+bundles run on another machine. `address` is what follows the colon in `kind:address`; `board` has
+what else `devices.toml` says, or its defaults.
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
-import json
-import math
-import os
 import pkgutil
 import platform
-import signal
-import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
-
 import edgepress.targets.devices
 from edgepress.targets.base import DeviceFailed, Measurement, Target
+from edgepress.targets.named_devices import NamedDevice, named_devices
 from edgepress.targets.program import Array
+from edgepress.targets.shell import LocalShell, Shell
 
-_START_S = 60
-_SELFTEST_S = 1800
-_SAMPLE_S = 60
-_CHUNK_BYTES = 64 * 2**20
-# Whatever else runs on a machine, a longer warm-up does not make a profile's midmeans steadier.
-_PROFILE = ("--profile", "--warmup", "0.5")
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 
 
 class Device(Protocol):
     """Runs the `model` executable of a folder that `export` filled.
+
+    A folder lies on this machine, and is brought to the device first where that is another; or it
+    is an `OnDevice` path.
 
     Every method raises DeviceFailed where the device is the wrong one, or the program crashed,
     hung or printed something else than it should.
@@ -92,177 +85,6 @@ class Device(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class CommandDevice:
-    """A device on which a command runs the executable.
-
-    Attributes:
-        name: name of the device.
-        prefix: words of the command before the executable's path: none, or an emulator.
-    """
-
-    name: str
-    prefix: tuple[str, ...] = ()
-
-    @property
-    def emulated(self) -> bool:
-        """Whether a time on it means nothing: not on a real CPU."""
-        return False
-
-    @property
-    def machine(self) -> str:
-        """This machine: its name, and how many of its cores this process may use."""
-        return f"{platform.node()}, {len(os.sched_getaffinity(0))} cores"
-
-    def info(self, folder: Path) -> dict[str, Any]:
-        """What `model --info` prints."""
-        return self._json(folder, ["--info"], _START_S, ("inputs", "outputs"))
-
-    def selftest(self, folder: Path) -> dict[str, Any]:
-        """What `model --selftest` prints; `passed` is False where an output is off."""
-        return self._json(folder, ["--selftest"], _SELFTEST_S, ("passed",), accept=(0, 1))
-
-    def infer(self, folder: Path, feeds: Sequence[Mapping[str, Array]]) -> list[dict[str, Array]]:
-        """Answer feeds, in processes that get some tens of megabytes each.
-
-        Raises:
-            ValueError: a feed lacks an input or has another one, or a dtype or shape is wrong.
-        """
-        info = self.info(folder)
-        samples = [_sample_bytes(info["inputs"], feed, i) for i, feed in enumerate(feeds)]
-        input_bytes = sum(int(tensor["bytes"]) for tensor in info["inputs"])
-        chunk = max(1, _CHUNK_BYTES // max(1, input_bytes)) if input_bytes else 1
-        answers: list[dict[str, Array]] = []
-        for start in range(0, len(samples), chunk):
-            part = samples[start : start + chunk]
-            timeout_s = _START_S + _SAMPLE_S * len(part)
-            data = self.run(folder, ["--run", "-", "-"], timeout_s, stdin=b"".join(part)).stdout
-            answers += _split_answers(self.name, info["outputs"], data, len(part))
-        return answers
-
-    def bench(
-        self,
-        folder: Path,
-        *,
-        threads: int | None,
-        seconds: float,
-        runs: int,
-        warm_up_seconds: float | None = None,
-        cores: str | None = None,
-    ) -> Measurement:
-        """Measure single inferences with `model --bench`, raw samples included.
-
-        Before that it warms up until times are steady, for `warm_up_seconds` at most. `cores`
-        pins one thread to each of them: "big", "little", or a list such as "0,2-3".
-        """
-        keys = ("samples_ms", "threads", "device")
-        command = ["--bench"]
-        if warm_up_seconds is not None:
-            command += ["--warmup", str(warm_up_seconds)]
-        if cores is not None:
-            command += ["--cores", cores]
-        printed = self._measure(folder, command, threads, seconds, runs, keys)
-        return Measurement(
-            samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
-            threads=int(printed["threads"]),
-            device={
-                "name": self.name,
-                "runs_per_sample": int(printed.get("runs_per_sample", 1)),
-                "peak_memory_bytes": printed.get("peak_memory_bytes"),
-                **({} if cores is None else {"cores": cores}),
-                **printed["device"],
-            },
-        )
-
-    def profile(
-        self, folder: Path, *, threads: int | None, seconds: float, runs: int
-    ) -> list[float]:
-        """Time in ms of every kernel call, with `model --profile`, in the order of the calls.
-
-        A call's time is the mean of the middle half of its times in up to 1024 inferences after a
-        warm-up: those that the system interrupted do not count.
-        """
-        printed = self._measure(folder, _PROFILE, threads, seconds, runs, ("calls", "runs"))
-        return [float(call["midmean_ms"]) for call in printed["calls"]]
-
-    def _measure(
-        self,
-        folder: Path,
-        command: Sequence[str],
-        threads: int | None,
-        seconds: float,
-        runs: int,
-        keys: Sequence[str],
-    ) -> dict[str, Any]:
-        """Run a command that measures inferences, and parse what it prints."""
-        arguments = [*command, "--seconds", str(seconds), "--runs", str(runs)]
-        if threads is not None:
-            arguments += ["--threads", str(threads)]
-        timeout_s = _START_S + seconds + runs * _SAMPLE_S
-        return self._json(folder, arguments, timeout_s, keys)
-
-    def run(
-        self,
-        folder: Path,
-        arguments: Sequence[str],
-        timeout_s: float,
-        *,
-        stdin: bytes = b"",
-        accept: Sequence[int] = (0,),
-    ) -> subprocess.CompletedProcess[bytes]:
-        """Run the folder's executable; raise DeviceFailed unless it exits with a code of `accept`.
-
-        Args:
-            folder: holds `model`.
-            arguments: of the executable.
-            timeout_s: seconds after which it is ended.
-            stdin: what it reads.
-            accept: exit codes.
-        """
-        command = [*self.prefix, str((folder / "model").resolve()), *arguments]
-        what = f"model {' '.join(arguments)}"
-        try:
-            result = subprocess.run(
-                command, input=stdin, capture_output=True, timeout=timeout_s, check=False
-            )
-        except subprocess.TimeoutExpired:
-            raise DeviceFailed(f"{self.name}: `{what}` did not end in {timeout_s:g} s.") from None
-        except OSError as error:
-            raise DeviceFailed(f"{self.name}: cannot start {command[0]}: {error}") from None
-        said = result.stderr.decode("utf-8", "replace").strip()[:2000]
-        if result.returncode < 0:
-            raise DeviceFailed(
-                f"{self.name}: `{what}` was ended by {_signal_name(-result.returncode)}. {said}"
-            )
-        if result.returncode not in accept:
-            raise DeviceFailed(f"{self.name}: `{what}` exited with {result.returncode}: {said}")
-        return result
-
-    def _json(
-        self,
-        folder: Path,
-        arguments: Sequence[str],
-        timeout_s: float,
-        keys: Sequence[str],
-        accept: Sequence[int] = (0,),
-    ) -> dict[str, Any]:
-        """Run the executable and parse what it prints: an object that has all `keys`."""
-        result = self.run(folder, arguments, timeout_s, accept=accept)
-        text = result.stdout.decode("utf-8", "replace")
-        try:
-            document = json.loads(text)
-        except ValueError:
-            document = None
-        if not isinstance(document, dict) or not set(keys) <= set(document):
-            lines = "\n".join(text.splitlines()[:5])[:500] or "nothing"
-            said = result.stderr.decode("utf-8", "replace").strip()[:2000]
-            raise DeviceFailed(
-                f"{self.name}: `model {' '.join(arguments)}` should print a JSON object with "
-                f"{', '.join(keys)}, but printed: {lines} {said}".rstrip()
-            )
-        return document
-
-
 def device_names() -> list[str]:
     """Every kind of device, by file name, sorted."""
     modules = pkgutil.iter_modules(edgepress.targets.devices.__path__)
@@ -270,78 +92,62 @@ def device_names() -> list[str]:
 
 
 def open_device(spec: str | None, target: Target) -> Device:
-    """Find a device for a target.
+    """Find a device for a target. Nothing is asked of it yet.
 
     Args:
-        spec: `local`, `qemu`, or None: local where the target's architecture is that of this
-            machine, else qemu.
+        spec: `local`, `qemu`, `ssh:HOST`, a name in `devices.toml`, or None: local where the
+            target's architecture is that of this machine, else qemu.
         target: what the bundle was built for.
 
     Raises:
         DeviceFailed: no such device, or it cannot run this target.
+        InvalidDevices: `devices.toml` breaks a rule.
     """
     if spec is None:
         spec = "local" if host_architecture() == target.architecture else "qemu"
-    kind, _, address = spec.partition(":")
-    if kind not in device_names():
-        near = difflib.get_close_matches(kind, device_names(), 2, 0.5)
+    board = find_device(spec)
+    kind, _, address = board.connect.partition(":")
+    module = importlib.import_module(f"edgepress.targets.devices.{kind}")
+    device: Device = module.connect(target, address, board)
+    return device
+
+
+def open_shell(spec: str) -> Shell:
+    """Return the shell of a device, whatever its bundles are for. Raises as `find_device`."""
+    board = find_device(spec)
+    kind, _, address = board.connect.partition(":")
+    module = importlib.import_module(f"edgepress.targets.devices.{kind}")
+    shell: Shell = module.shell(address, board) if hasattr(module, "shell") else LocalShell(spec)
+    return shell
+
+
+def find_device(spec: str) -> NamedDevice:
+    """Resolve what a user typed, `ssh:pi4` or a name in `devices.toml`.
+
+    Raises:
+        DeviceFailed: there is no such kind of device and no such name.
+        InvalidDevices: `devices.toml` breaks a rule.
+    """
+    if spec.partition(":")[0] in device_names():
+        return NamedDevice(name=spec, connect=spec)
+    named = named_devices()
+    if spec not in named:
+        known = [*device_names(), *named]
+        near = difflib.get_close_matches(spec, known, 2, 0.5)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise DeviceFailed(
-            f"no device is called {spec!r}.{hint} Known: {', '.join(device_names())}."
+            f"no device is called {spec!r}.{hint} Known: {', '.join(known)}; "
+            f"`edgepress devices --help` says how to name a board."
         )
-    device: Device = importlib.import_module(f"edgepress.targets.devices.{kind}").connect(
-        target, address
-    )
-    return device
+    board = named[spec]
+    if board.connect.partition(":")[0] not in device_names():
+        raise DeviceFailed(
+            f"{spec}: connect = {board.connect!r} is of no known kind: {', '.join(device_names())}."
+        )
+    return board
 
 
 def host_architecture() -> str:
     """Architecture of this machine, as in `Target.architecture`."""
     machine = platform.machine().lower()
     return _MACHINES.get(machine, machine)
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
-
-
-def _sample_bytes(inputs: Sequence[dict[str, Any]], feed: Mapping[str, Array], index: int) -> bytes:
-    """Bytes of one sample, as `model --run` reads them."""
-    names = [tensor["name"] for tensor in inputs]
-    if set(names) != set(feed):
-        raise ValueError(f"feed {index} has the inputs {sorted(feed)} instead of {sorted(names)}")
-    parts = []
-    for tensor in inputs:
-        array = np.asarray(feed[tensor["name"]])
-        dtype, shape = np.dtype(tensor["dtype"]), tuple(tensor["shape"])
-        if array.dtype != dtype or array.shape != shape:
-            raise ValueError(
-                f"feed {index}: input {tensor['name']!r} is {array.dtype}{list(array.shape)} "
-                f"instead of {dtype}{list(shape)}"
-            )
-        parts.append(array.astype(dtype.newbyteorder("<"), copy=False).tobytes())
-    return b"".join(parts)
-
-
-def _split_answers(
-    device: str, outputs: Sequence[dict[str, Any]], data: bytes, count: int
-) -> list[dict[str, Array]]:
-    """Arrays of `count` samples from what `model --run` wrote."""
-    wanted = count * sum(int(tensor["bytes"]) for tensor in outputs)
-    if len(data) != wanted:
-        raise DeviceFailed(f"{device}: `model --run` wrote {len(data)} bytes instead of {wanted}")
-    answers = []
-    at = 0
-    for _ in range(count):
-        answer: dict[str, Array] = {}
-        for tensor in outputs:
-            shape = tuple(tensor["shape"])
-            dtype = np.dtype(tensor["dtype"])
-            values = np.frombuffer(data, dtype.newbyteorder("<"), math.prod(shape), at)
-            answer[tensor["name"]] = values.reshape(shape).astype(dtype)
-            at += int(tensor["bytes"])
-        answers.append(answer)
-    return answers

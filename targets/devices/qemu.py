@@ -21,7 +21,8 @@ from typing import TypeVar
 import platformdirs
 
 from edgepress.targets.base import DeviceFailed, Measurement, Target
-from edgepress.targets.devices.base import CommandDevice
+from edgepress.targets.command_device import CommandDevice
+from edgepress.targets.named_devices import NamedDevice
 
 # Of the plugin interface: qemu up to 8.2 speaks 1, later ones 2 and more.
 _PLUGIN_VERSIONS = (1, 2, 3, 4, 5)
@@ -33,7 +34,7 @@ _PROFILE = ["--profile", "--runs", "2", "--seconds", "0", "--warmup", "0", "--th
 _T = TypeVar("_T")
 
 
-def connect(target: Target, address: str = "") -> QemuDevice:
+def connect(target: Target, address: str, board: NamedDevice) -> QemuDevice:
     """Run bundles under the target's emulator. Raises DeviceFailed where it is missing."""
     if address:
         raise DeviceFailed(f"qemu takes no address, so `qemu:{address}` is wrong: write `qemu`.")
@@ -49,7 +50,7 @@ def connect(target: Target, address: str = "") -> QemuDevice:
         prefix += ["-cpu", target.emulator_cpu]
     if target.sysroot:
         prefix += ["-L", target.sysroot]
-    return QemuDevice("qemu", tuple(prefix))
+    return QemuDevice(board.name, (*board.run_with, *prefix))
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def test_a_failing_selftest_installs_nothing(
     def fails(_device: Any, _folder: Path) -> dict[str, Any]:
         return {"passed": False}
 
-    monkeypatch.setattr("edgepress.targets.devices.base.CommandDevice.selftest", fails)
+    monkeypatch.setattr("edgepress.targets.command_device.CommandDevice.selftest", fails)
     with pytest.raises(DeviceFailed, match="not installed"):
         deploy(read_bundle(world.request.output), "local", destination=tmp_path / "there")
     assert list(tmp_path.iterdir()) == []

@@ -22,7 +22,7 @@ from edgepress.pipeline.prepare import UsageError
 from edgepress.pipeline.recipe import parse_recipe
 from edgepress.pipeline.run import Request, run
 from edgepress.targets.base import DeviceFailed, Measurement
-from edgepress.targets.devices.base import CommandDevice
+from edgepress.targets.command_device import CommandDevice
 from tests.pipeline.conftest import Edgepress, World, cnn
 
 

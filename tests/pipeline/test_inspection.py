@@ -13,7 +13,7 @@ import pytest
 
 from edgepress.pipeline import layer_timer, sensitivity
 from edgepress.pipeline.ledger_table import HEADINGS
-from edgepress.targets.devices.base import CommandDevice
+from edgepress.targets.command_device import CommandDevice
 from tests.graphs import Array, net, random
 from tests.pipeline.conftest import Edgepress, World
 from tests.pipeline.sensitivities import ElementTimer, attention

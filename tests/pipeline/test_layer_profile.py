@@ -17,7 +17,7 @@ from edgepress.pipeline.layer_facts import arithmetic, kernel_kind
 from edgepress.pipeline.layer_profile import Profile, profile, show_profile
 from edgepress.pipeline.peak import peak_gops
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.devices.base import CommandDevice
+from edgepress.targets.command_device import CommandDevice
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.load import load_target
 from edgepress.targets.schedules.peak import peak_macs

@@ -22,7 +22,8 @@ from edgepress.pipeline.layer_timer import DeviceTimer, _chunks, layer_key
 from edgepress.targets import compile as compiler
 from edgepress.targets import export as exporter
 from edgepress.targets.base import CompileFailed, DeviceFailed, Measurement, Target
-from edgepress.targets.devices.base import CommandDevice, open_device
+from edgepress.targets.command_device import CommandDevice
+from edgepress.targets.devices.base import open_device
 from edgepress.targets.load import load_target
 from edgepress.targets.program import Program
 from tests.graphs import net, random

@@ -18,7 +18,8 @@ from edgepress.pipeline.tile_search import Found, Site, best_of, find_sites, til
 from edgepress.pipeline.tuned_tiles import TunedTiles, known_tiles, tuned_tiles
 from edgepress.pipeline.tuning import by_promise, tune
 from edgepress.targets.base import DeviceFailed, Measurement, Target
-from edgepress.targets.devices.base import CommandDevice, open_device
+from edgepress.targets.command_device import CommandDevice
+from edgepress.targets.devices.base import open_device
 from edgepress.targets.load import load_target
 from edgepress.targets.schedules.conv import Tile
 from tests.graphs import net, random

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import edgepress.targets.devices.base as devices
+import edgepress.targets.command_device as devices
 from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices import qemu
 from edgepress.targets.devices.base import device_names, open_device
