@@ -7,6 +7,8 @@ Errors::
      ├─ UnsupportedModel     the target cannot run these nodes; lists them all (exit code 3)
      ├─ CompileFailed        TVM, LLVM or the C compiler failed; carries the log (exit code 4)
      └─ DeviceFailed         unreachable, wrong, or the program failed there (exit code 5)
+         ├─ Unreachable      no connection came about: address, key, host key
+         └─ LinkBroken       the connection ended before the answer; trying again may help
 """
 
 from __future__ import annotations
@@ -55,6 +57,14 @@ class CompileFailed(TargetError):
 
 class DeviceFailed(TargetError):
     """The device is unreachable, is the wrong one, or the program failed there."""
+
+
+class Unreachable(DeviceFailed):
+    """No connection to the device came about."""
+
+
+class LinkBroken(DeviceFailed):
+    """The connection to the device ended before the answer was there."""
 
 
 class OnDevice(PosixPath):
