@@ -11,13 +11,32 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 import click
 
 from edgepress.pipeline import interruption
+from edgepress.pipeline.cli_options import (
+    CALIB,
+    DEVICE_OPTION,
+    EVAL,
+    FOLDER,
+    GATE_THREADS,
+    HTML,
+    MODEL,
+    NO_CACHE,
+    OVERWRITE,
+    PATH,
+    RECIPE,
+    SHAPE,
+    TARGET,
+    THREADS,
+    TRAIN,
+    common,
+    example,
+    output,
+)
 
 BUG, USAGE, REFUSED, COMPILE, DEVICE, GATE, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 # By name, since importing the classes would import everything
@@ -40,78 +59,6 @@ EXIT_CODES = {
     "builtins.MemoryError": REFUSED,  # the model's tensors do not fit this machine
 }
 ENVIRONMENT = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
-_Command = TypeVar("_Command", bound=Callable[..., Any])
-
-
-def common(command: _Command) -> _Command:
-    """Add the options that every command has."""
-    as_json = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-    debug = click.option(
-        "--debug", is_flag=True, expose_value=False, help="Show a traceback of an error."
-    )
-    return as_json(debug(command))
-
-
-def _shapes(_ctx: click.Context, _param: click.Parameter, given: tuple[str, ...]) -> dict[str, Any]:
-    """Parse `NAME:1x3x224x224`; a name may hold colons."""
-    shapes = {}
-    for text in given:
-        name, _, dims = text.rpartition(":")
-        if not name or not all(dim.isdigit() and int(dim) > 0 for dim in dims.split("x")):
-            raise click.BadParameter(f"{text!r} is not of the form NAME:1x3x224x224")
-        shapes[name] = tuple(int(dim) for dim in dims.split("x"))
-    return shapes
-
-
-PATH = click.Path(path_type=Path)
-MODEL = click.argument("model", type=PATH)
-FOLDER = click.argument("folder", metavar="DIR", type=PATH)
-TARGET = click.option(
-    "-t", "--target", required=True, help="Board; `edgepress targets` lists them."
-)
-RECIPE = click.option(
-    "-r",
-    "--recipe",
-    default="default",
-    show_default=True,
-    help="default (static int8), transformer (dynamic int8), none, or a .toml file.",
-)
-CALIB = click.option("--calib", type=PATH, help="Calibration samples: an .npz or images.")
-TRAIN = click.option(
-    "--train", type=PATH, help="Training samples with labels, for passes that train."
-)
-EVAL = click.option(
-    "--eval", "evaluation", type=PATH, help="Evaluation samples, with labels or not."
-)
-SHAPE = click.option(
-    "--input-shape",
-    "input_shapes",
-    multiple=True,
-    metavar="NAME:1x3x224x224",
-    callback=_shapes,
-    help="Fix the shape of a dynamic input.",
-)
-DEVICE_OPTION = click.option(
-    "-d", "--device", help="local or qemu; chosen by the target if absent."
-)
-OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
-NO_CACHE = click.option("--no-cache", is_flag=True, help="Neither use nor keep cached stages.")
-HTML = click.option("--html", type=PATH, help="Also write a report as one HTML file.")
-COUNT = click.IntRange(1, 256)
-THREADS = click.option("--threads", type=COUNT, default=1, show_default=True)
-GATE_THREADS = click.option(
-    "--threads", type=COUNT, help="Of the latency. Default: as many as the target has cores."
-)
-
-
-def output(metavar: str) -> Callable[[_Command], _Command]:
-    """Add the option that names the result."""
-    return click.option("-o", "--output", type=PATH, required=True, metavar=metavar, help="Result.")
-
-
-def example(command: str) -> str:
-    """Show a command below the help, on a line of its own."""
-    return f"\b\nExample:\n  {command}"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -128,7 +75,11 @@ def cli() -> None:
     epilog=example("edgepress run model.onnx -t raspberry-pi-4 --calib train.npz -o bundle")
 )
 @MODEL
-@TARGET
+@click.option(
+    "-t",
+    "--target",
+    help="Board; `edgepress targets` lists them. Default: what devices.toml says of the device.",
+)
 @RECIPE
 @CALIB
 @TRAIN
@@ -148,7 +99,7 @@ def cli() -> None:
     help="Search for better tiles on the device; kept for later builds, even after Ctrl-C.",
 )
 @common
-def run(model: Path, target: str, recipe: str, as_json: bool, **options: Any) -> int:
+def run(model: Path, target: str | None, recipe: str, as_json: bool, **options: Any) -> int:
     """Compress, compile, bundle and verify MODEL."""
     from edgepress.pipeline import commands
 

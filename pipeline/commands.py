@@ -11,12 +11,15 @@ import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgepress.pipeline.cache import Cache, cache_folder
 from edgepress.pipeline.progress import Progress
+
+if TYPE_CHECKING:
+    from edgepress.targets.base import Target
 
 DEVICE, GATE = 5, 6
 Shapes = Mapping[str, tuple[int, ...]]
@@ -24,7 +27,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 def run(
     model: Path,
-    target: str,
+    target: str | None,
     recipe: str,
     *,
     output: Path,
@@ -47,13 +50,12 @@ def run(
     from edgepress.pipeline.html_report import html_report
     from edgepress.pipeline.output import refuse_existing, write_file
     from edgepress.pipeline.recipe import load_recipe
-    from edgepress.targets.load import load_target
 
     if html is not None:
         refuse_existing(html, overwrite=overwrite)
     request = pipeline.Request(
         model=model,
-        target=load_target(target),
+        target=_target(target, device),
         recipe=load_recipe(recipe),
         output=output,
         calib=calib,
@@ -399,6 +401,22 @@ def _sensitivity(
     else:
         show_sensitivity(found, report.console())
     return 0
+
+
+def _target(name: str | None, device: str | None) -> Target:
+    """Load the board that was named, or else what `devices.toml` says that the device is."""
+    from edgepress.pipeline.prepare import UsageError
+    from edgepress.targets.devices.base import find_device
+    from edgepress.targets.load import load_target
+
+    if name is None and device is not None:
+        name = find_device(device).target
+    if not name:
+        raise UsageError(
+            "say with -t what board to compile for, or with -d a board whose target is in "
+            "devices.toml; `edgepress targets` lists them all."
+        )
+    return load_target(name)
 
 
 def _cache(no_cache: bool) -> Cache | None:

@@ -331,3 +331,18 @@ def help_seconds() -> float:
         [sys.executable, "-m", "edgepress.pipeline.cli", "--help"], capture_output=True, check=True
     )
     return time.perf_counter() - started
+
+
+def test_the_target_may_come_from_the_devices_file(
+    edgepress: Edgepress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices = tmp_path / "boards.toml"
+    devices.write_text(
+        'bench = { connect = "local", target = "no-such-board" }\nbare = { connect = "local" }\n'
+    )
+    monkeypatch.setenv("EDGEPRESS_DEVICES", str(devices))
+    asked = ["run", "model.onnx", "-o", str(tmp_path / "out"), "-d"]
+    assert "no target is called 'no-such-board'" in edgepress(*asked, "bench")[2]
+    for device in ("bare", "local"):
+        code, _, err = edgepress(*asked, device)
+        assert (code, "say with -t what board" in err) == (2, True)
