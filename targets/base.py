@@ -146,9 +146,22 @@ class Measurement:
         threads: threads that ran it.
         device: facts about the device: kernel, cpu, governor, frequencies, temperature.
         instructions: instructions per inference, only under an emulator.
+        refused: why the figures cannot be defended, a sentence each; empty where they can.
+        intervals_ms: 95 % confidence intervals of `p50`, `p90` and `p99`, `(low, high)`: None where
+            there are too few runs, `(low, None)` where nothing bounds the quantile from above.
+        windows_ms: medians of ten consecutive tenths of the samples; empty below ten samples.
+        conditions: what else happened on the device while it measured; docs/measuring.md.
+        sustained: where a sustained measurement was asked for, an entry per window of seconds.
+        mlperf: what the single-stream rule of MLPerf says, where it was asked for.
     """
 
     samples_ms: tuple[float, ...]
     threads: int
     device: dict[str, Any] = field(default_factory=dict)
     instructions: int | None = None
+    refused: tuple[str, ...] = ()
+    intervals_ms: dict[str, tuple[float, float | None] | None] = field(default_factory=dict)
+    windows_ms: tuple[float, ...] = ()
+    conditions: dict[str, Any] = field(default_factory=dict)
+    sustained: list[dict[str, Any]] = field(default_factory=list)
+    mlperf: dict[str, Any] | None = None

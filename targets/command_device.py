@@ -15,12 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from edgepress.targets import children
 from edgepress.targets.base import DeviceFailed, Measurement
 from edgepress.targets.program import Array
 
 _START_S = 60
 _SELFTEST_S = 1800
 _SAMPLE_S = 60
+# `model --bench` measures so often where it is disturbed; --mlperf 600 s and 64 inferences.
+_ATTEMPTS = 3
+_MLPERF_S = 600 + 64 * _SAMPLE_S
 _CHUNK_BYTES = 64 * 2**20
 # Whatever else runs on a machine, a longer warm-up does not make a profile's midmeans steadier.
 _PROFILE = ("--profile", "--warmup", "0.5")
@@ -83,19 +87,30 @@ class CommandDevice:
         runs: int,
         warm_up_seconds: float | None = None,
         cores: str | None = None,
+        defended: bool = False,
+        sustained_minutes: float | None = None,
+        mlperf: bool = False,
     ) -> Measurement:
         """Measure single inferences with `model --bench`, raw samples included.
 
         Before that it warms up until times are steady, for `warm_up_seconds` at most. `cores`
-        pins one thread to each of them: "big", "little", or a list such as "0,2-3".
+        pins one thread to each of them: "big", "little", or a list such as "0,2-3". A `defended`
+        measurement is made again where it was disturbed; the others are for comparisons, which
+        have their own ways to see that.
         """
         keys = ("samples_ms", "threads", "device")
-        command = ["--bench"]
+        command = ["--bench"] if defended else ["--bench", "--anyway"]
+        if sustained_minutes is not None:
+            command += ["--sustained", str(sustained_minutes)]
+        if mlperf:
+            command += ["--mlperf"]
         if warm_up_seconds is not None:
             command += ["--warmup", str(warm_up_seconds)]
         if cores is not None:
             command += ["--cores", cores]
-        printed = self._measure(folder, command, threads, seconds, runs, keys)
+        extra_s = 60 * (sustained_minutes or 0) + (_MLPERF_S if mlperf else 0)
+        printed = self._measure(folder, command, threads, seconds, runs, keys, extra_s)
+        intervals = printed.get("intervals_ms", {})
         return Measurement(
             samples_ms=tuple(float(ms) for ms in printed["samples_ms"]),
             threads=int(printed["threads"]),
@@ -106,6 +121,12 @@ class CommandDevice:
                 **({} if cores is None else {"cores": cores}),
                 **printed["device"],
             },
+            refused=tuple(printed.get("refused", ())),
+            intervals_ms={name: pair and tuple(pair) for name, pair in intervals.items()},
+            windows_ms=tuple(printed.get("windows_ms", ())),
+            conditions=printed.get("conditions", {}),
+            sustained=printed.get("sustained", []),
+            mlperf=printed.get("mlperf"),
         )
 
     def profile(
@@ -127,12 +148,23 @@ class CommandDevice:
         seconds: float,
         runs: int,
         keys: Sequence[str],
+        extra_s: float = 0,
     ) -> dict[str, Any]:
-        """Run a command that measures inferences, and parse what it prints."""
+        """Run a command that measures inferences, and parse what it prints.
+
+        Args:
+            folder: of the bundle.
+            command: and its own options.
+            threads: None leaves them to the executable.
+            seconds: to measure at least.
+            runs: inferences to measure at least.
+            keys: of what it prints.
+            extra_s: that it may take beyond `seconds` and `runs`.
+        """
         arguments = [*command, "--seconds", str(seconds), "--runs", str(runs)]
         if threads is not None:
             arguments += ["--threads", str(threads)]
-        timeout_s = _START_S + seconds + runs * _SAMPLE_S
+        timeout_s = _START_S + _ATTEMPTS * (seconds + runs * _SAMPLE_S) + extra_s
         return self._json(folder, arguments, timeout_s, keys)
 
     def run(
@@ -157,8 +189,12 @@ class CommandDevice:
         what = f"model {' '.join(arguments)}"
         said = result.stderr.decode("utf-8", "replace").strip()[:2000]
         if result.returncode < 0:
+            memory = ""
+            if result.returncode == -signal.SIGKILL:
+                memory = "That is how the system ends a program where memory runs out. "
             raise DeviceFailed(
-                f"{self.name}: `{what}` was ended by {_signal_name(-result.returncode)}. {said}"
+                f"{self.name}: `{what}` was ended by {_signal_name(-result.returncode)}. "
+                f"{memory}{said}".rstrip()
             )
         if result.returncode not in accept:
             raise DeviceFailed(f"{self.name}: `{what}` exited with {result.returncode}: {said}")
@@ -170,9 +206,7 @@ class CommandDevice:
         """Run the folder's executable, however it ends; raise DeviceFailed where it did not run."""
         command = [*self.prefix, str((folder / "model").resolve()), *arguments]
         try:
-            return subprocess.run(
-                command, input=stdin, capture_output=True, timeout=timeout_s, check=False
-            )
+            return children.run(command, stdin, timeout_s)
         except subprocess.TimeoutExpired:
             what = f"model {' '.join(arguments)}"
             raise DeviceFailed(f"{self.name}: `{what}` did not end in {timeout_s:g} s.") from None

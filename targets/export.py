@@ -51,8 +51,29 @@ LIBRARY_SOURCES = (
     "weights_cache.c",
     "workspace.c",
 )
-EXECUTABLE_SOURCES = ("bench.c", "facts.c", "info.c", "json.c", "main.c", "run.c", "sample.c",
-                      "selftest.c")  # fmt: skip
+EXECUTABLE_SOURCES = (
+    "bench.c",
+    "board_state.c",
+    "checksums.c",
+    "conditions.c",
+    "facts.c",
+    "info.c",
+    "json.c",
+    "judgement.c",
+    "load.c",
+    "main.c",
+    "mlperf.c",
+    "profile.c",
+    "run.c",
+    "sample.c",
+    "selftest.c",
+    "sha256.c",
+    "statistics.c",
+    "sustained.c",
+    "sysfs.c",
+    "tasks.c",
+    "timing.c",
+)
 _EXPORTS = "{ global: model_*; local: *; };\n"
 _CPU_OPTIONS = ("-march=", "-mcpu=", "-mfpu=")
 _TIMEOUT_S = 600

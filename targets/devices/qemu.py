@@ -76,8 +76,11 @@ class QemuDevice(CommandDevice):
         runs: int,  # noqa: ARG002
         warm_up_seconds: float | None = None,  # noqa: ARG002
         cores: str | None = None,  # noqa: ARG002
+        defended: bool = False,  # noqa: ARG002
+        sustained_minutes: float | None = None,  # noqa: ARG002
+        mlperf: bool = False,  # noqa: ARG002
     ) -> Measurement:
-        """Count instructions per inference; `seconds`, `runs` and `cores` mean nothing here.
+        """Count instructions per inference; the other arguments mean nothing here.
 
         The count is that of two inferences minus that of one, on one thread whatever `threads`
         says: waiting threads would count what they spin. `instructions` is None where the counting

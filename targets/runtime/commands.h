@@ -13,11 +13,15 @@ struct options {
     double seconds;      /* measure at least so long */
     long runs;           /* and at least so often */
     double warmup_seconds; /* warm up at most so long; 0: not at all */
+    int anyway;            /* measure once, and print the figures whatever disturbed them */
+    int mlperf;            /* measure by the single-stream rule of MLPerf */
+    double sustained_minutes; /* afterwards run so long without a pause; 0: not */
 };
 
 int info_command(const struct options *options);
 
-/* Compare the answers to golden/N.in with golden/N.out, beside the executable, N = 0, 1, … */
+/* Check the files that SHA256SUMS lists, where it lies beside the executable; then compare the
+ * answers to golden/N.in with golden/N.out, N = 0, 1, … */
 int selftest_command(const struct options *options);
 
 int bench_command(const struct options *options);

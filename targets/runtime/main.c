@@ -14,8 +14,10 @@ static const char USAGE[] =
     "\n"
     "commands:\n"
     "  --info         describe the model and whether this CPU can run it\n"
-    "  --selftest     compare the answers to golden/N.in with golden/N.out\n"
-    "  --bench        measure the time of single inferences\n"
+    "  --selftest     check the files that SHA256SUMS lists, where there is one, and compare the\n"
+    "                 answers to golden/N.in with golden/N.out\n"
+    "  --bench        measure the time of single inferences; where the board was disturbed,\n"
+    "                 measure again, three times at most, or refuse the figures\n"
     "  --profile      measure the time of every kernel\n"
     "  --run IN OUT   answer samples: the raw little-endian bytes of all inputs, one sample\n"
     "                 behind the other; OUT gets the outputs likewise; - is stdin or stdout\n"
@@ -29,6 +31,9 @@ static const char USAGE[] =
     "  --runs N            measure at least N runs (100)\n"
     "  --seconds S         measure at least S seconds (1)\n"
     "  --warmup S          warm up until times are steady, S seconds at most (3)\n"
+    "  --anyway            measure once, and print the figures whatever disturbed them\n"
+    "  --sustained MINUTES afterwards run so long without a pause, and print the curve\n"
+    "  --mlperf            measure by the single-stream rule of MLPerf, too: ten minutes\n"
     "\n"
     "exit codes: 0 right, 1 failed, 2 wrong use, file or memory, 3 the CPU lacks a feature\n";
 
@@ -100,6 +105,9 @@ static int parse(int count, char **arguments, struct options *options, int *comm
         {"runs", required_argument, NULL, 'R'},
         {"seconds", required_argument, NULL, 'S'},
         {"warmup", required_argument, NULL, 'U'},
+        {"anyway", no_argument, NULL, 'A'},
+        {"mlperf", no_argument, NULL, 'M'},
+        {"sustained", required_argument, NULL, 'L'},
         {NULL, 0, NULL, 0},
     };
     int letter;
@@ -115,6 +123,11 @@ static int parse(int count, char **arguments, struct options *options, int *comm
         case 'R': failed = parse_count("runs", optarg, LONG_MAX, &options->runs); break;
         case 'S': failed = parse_number("seconds", optarg, 0, 1e6, &options->seconds); break;
         case 'U': failed = parse_number("warmup", optarg, 0, 1e6, &options->warmup_seconds); break;
+        case 'A': options->anyway = 1; break;
+        case 'M': options->mlperf = 1; break;
+        case 'L':
+            failed = parse_number("sustained", optarg, 0.01, 1e4, &options->sustained_minutes);
+            break;
         case '?': failed = -1; break;
         default:
             if (*command != 0) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "beside.h"
+#include "checksums.h"
 #include "commands.h"
 #include "description.h"
 #include "error.h"
@@ -109,13 +110,13 @@ static int check_sample(struct sample *sample, int index, struct difference *dif
     return code;
 }
 
-static bool print_result(int sample_count, const struct difference *differences)
+static bool print_result(int file_count, int sample_count, const struct difference *differences)
 {
     bool passed = true;
     for (int i = 0; i < description.output_count; i++)
         passed = passed && within(&differences[i], description.tolerances[i]);
-    printf("{\"passed\": %s, \"samples\": %d, \"outputs\": [", passed ? "true" : "false",
-           sample_count);
+    printf("{\"passed\": %s, \"files\": %d, \"samples\": %d, \"outputs\": [",
+           passed ? "true" : "false", file_count, sample_count);
     for (int i = 0; i < description.output_count; i++) {
         printf("%s{\"name\": ", i > 0 ? ", " : "");
         json_string(description.outputs[i].name);
@@ -133,7 +134,10 @@ static bool print_result(int sample_count, const struct difference *differences)
 
 int selftest_command(const struct options *options)
 {
-    int code = open_model(options);
+    int files;
+    int code = checksums_check(&files);
+    if (code == MODEL_OK)
+        code = open_model(options);
     if (code != MODEL_OK)
         return code;
     struct sample sample = {0};
@@ -154,7 +158,7 @@ int selftest_command(const struct options *options)
     else if (count == 0)
         code = complain("%s", "there is no golden/0.in beside the executable");
     else
-        code = print_result(count, differences) ? MODEL_OK : MODEL_FAILED;
+        code = print_result(files, count, differences) ? MODEL_OK : MODEL_FAILED;
     sample_close(&sample);
     free(differences);
     return code;

@@ -275,6 +275,21 @@ int threads_available(void)
     return CPU_COUNT(&set);
 }
 
+int threads_cores(int *cores, int most)
+{
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (pool.pinned_count == 0)
+        (void)sched_getaffinity(0, sizeof set, &set);
+    for (int i = 0; i < pool.pinned_count && i < pool.count; i++)
+        CPU_SET((size_t)pool.cores[i], &set);
+    int count = 0;
+    for (int core = 0; core < CPU_SETSIZE && count < most; core++)
+        if (CPU_ISSET((size_t)core, &set))
+            cores[count++] = core;
+    return count;
+}
+
 void threads_stop(void)
 {
     if (pool.started == 0)

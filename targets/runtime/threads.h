@@ -23,6 +23,10 @@ int threads_index(void);
 /* CPUs that this process may run on. */
 int threads_available(void);
 
+/* The cores that threads may run on, `most` of them at most: those they are pinned to, else all of
+ * this process. Their number. */
+int threads_cores(int *cores, int most);
+
 /* End the pool and wait for its threads. */
 void threads_stop(void);
 
