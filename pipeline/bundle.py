@@ -11,6 +11,7 @@ Errors::
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -20,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from edgepress.pipeline.cache import file_sha256
-from edgepress.pipeline.output import cannot_write
+from edgepress.pipeline.evidence import checked_evidence
+from edgepress.pipeline.output import OutputError, cannot_write
 
 SCHEMA = 1
 ROLES = {
@@ -30,10 +32,12 @@ ROLES = {
     "weights.epw": "weights",
     "graph.onnx": "graph",
 }
+UNLISTED = ("manifest.json", "manifest.sig", "evidence.json")
 GOLDEN = re.compile(r"golden/(0|[1-9]\d*)\.(in|out)")
 ARITHMETIC = ("float", "integer", "mixed")
 OPTIONAL = ("layers", "ledger", "training")  # bundles of older versions have none
 MAX_JSON_BYTES = 64 << 20
+SIGNATURE_BYTES = 64  # of Ed25519
 
 
 class BundleError(Exception):
@@ -94,14 +98,21 @@ class Bundle:
     Attributes:
         folder: where it lies.
         manifest: what it was built from and of.
-        manifest_sha256: hash of `manifest.json`.
+        manifest_bytes: the bytes of `manifest.json` that `manifest` was read from.
         evidence: what was measured on a device, or None.
+        signature: the bytes of `manifest.sig`, or None; `signing` says whose it is.
     """
 
     folder: Path
     manifest: Manifest
-    manifest_sha256: str
+    manifest_bytes: bytes = field(repr=False)
     evidence: dict[str, Any] | None = None
+    signature: bytes | None = None
+
+    @property
+    def manifest_sha256(self) -> str:
+        """Hash of `manifest.json`."""
+        return hashlib.sha256(self.manifest_bytes).hexdigest()
 
     @property
     def deployed_bytes(self) -> int:
@@ -116,10 +127,13 @@ class Bundle:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
-    """List every file of a folder in its manifest and write that. Raises BundleError."""
+    """List every file of a folder in its manifest and write that. Raises BundleError.
+
+    A signature of an older manifest is removed.
+    """
     files = []
     for path in _walk(folder):
-        if path in ("manifest.json", "evidence.json"):
+        if path in UNLISTED:
             continue
         role = _role(path)
         if role is None:
@@ -129,6 +143,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
         files.append({"path": path, "role": role, **facts})
     manifest = dataclasses.replace(manifest, files=files)
     text = json.dumps(dataclasses.asdict(manifest), indent=1, sort_keys=True, allow_nan=False)
+    (folder / "manifest.sig").unlink(missing_ok=True)
     (folder / "manifest.json").write_text(text + "\n", "utf-8")
     return read_bundle(folder)
 
@@ -136,18 +151,34 @@ def write_manifest(folder: Path, manifest: Manifest) -> Bundle:
 def write_evidence(bundle: Bundle, evidence: dict[str, Any]) -> Bundle:
     """Replace `evidence.json` in one step. Raises OutputError."""
     evidence = {"schema": SCHEMA, "manifest_sha256": bundle.manifest_sha256, **evidence}
-    text = json.dumps(evidence, sort_keys=True, allow_nan=False)
+    data = (json.dumps(evidence, sort_keys=True, allow_nan=False) + "\n").encode()
+    if len(data) > MAX_JSON_BYTES:  # it could not be read back
+        raise OutputError(
+            f"the evidence of {bundle.folder} would take {len(data) >> 20} MiB; verify fewer "
+            "boards at once."
+        )
+    _replace(bundle.folder, "evidence.json", data)
+    return dataclasses.replace(bundle, evidence=evidence)
+
+
+def write_signature(bundle: Bundle, signature: bytes) -> Bundle:
+    """Replace `manifest.sig` in one step. Raises OutputError."""
+    _replace(bundle.folder, "manifest.sig", signature)
+    return dataclasses.replace(bundle, signature=signature)
+
+
+def _replace(folder: Path, name: str, data: bytes) -> None:
+    """Replace a file of a bundle that its manifest does not list."""
     # beside the bundle, since a stray file inside would make it invalid
-    folder = bundle.folder.absolute()
-    temporary = folder.parent / f".{folder.name}.evidence-{os.getpid()}"
+    whole = folder.absolute()
+    temporary = whole.parent / f".{whole.name}.{name}-{os.getpid()}"
     try:
-        temporary.write_text(text + "\n", "utf-8")
-        temporary.replace(folder / "evidence.json")
+        temporary.write_bytes(data)
+        temporary.replace(whole / name)
     except OSError as error:
-        raise cannot_write(bundle.folder / "evidence.json", error) from error
+        raise cannot_write(folder / name, error) from error
     finally:
         temporary.unlink(missing_ok=True)
-    return dataclasses.replace(bundle, evidence=evidence)
 
 
 def read_bundle(folder: Path) -> Bundle:
@@ -159,7 +190,8 @@ def read_bundle(folder: Path) -> Bundle:
             f"{folder} has no manifest.json; give a bundle that `edgepress run` wrote."
         )
     found = _walk(folder)
-    manifest = _read_manifest(folder / "manifest.json")
+    manifest_bytes, data = _read_json(folder / "manifest.json")
+    manifest = _parse_manifest(folder / "manifest.json", data)
     listed = {file["path"]: file for file in manifest.files}
     if len(listed) != len(manifest.files):
         raise BundleError(f"{folder / 'manifest.json'} lists a file twice; build the bundle again.")
@@ -173,7 +205,7 @@ def read_bundle(folder: Path) -> Bundle:
         if file_sha256(folder / path) != file["sha256"]:
             raise _changed(folder / path, "has other bytes than the manifest says")
     for path in found:
-        if path not in listed and path not in ("manifest.json", "evidence.json"):
+        if path not in listed and path not in UNLISTED:
             raise BundleError(
                 f"{folder / path} is not listed in the manifest; remove it if you put it there."
             )
@@ -181,15 +213,17 @@ def read_bundle(folder: Path) -> Bundle:
         if path not in listed:
             raise BundleError(f"{folder} has no {role} ({path}); build the bundle again.")
     _check_golden(folder, manifest, listed)
-    digest = file_sha256(folder / "manifest.json")
-    evidence = None
-    if "evidence.json" in found:
-        evidence = _read_evidence(folder / "evidence.json", digest)
-    return Bundle(folder=folder, manifest=manifest, manifest_sha256=digest, evidence=evidence)
+    bundle = Bundle(folder=folder, manifest=manifest, manifest_bytes=manifest_bytes)
+    signed = "manifest.sig" in found
+    measured = "evidence.json" in found
+    return dataclasses.replace(
+        bundle,
+        signature=_read_signature(folder / "manifest.sig") if signed else None,
+        evidence=_read_evidence(bundle) if measured else None,
+    )
 
 
-def _read_manifest(path: Path) -> Manifest:
-    data = _read_json(path)
+def _parse_manifest(path: Path, data: dict[str, Any]) -> Manifest:
     _check_schema(path, data)
     hints = {item.name: str(item.type).partition("[")[0] for item in dataclasses.fields(Manifest)}
     kinds: dict[str, Any] = {"int": int, "str": str, "dict": dict, "list": list}
@@ -217,12 +251,27 @@ def _read_manifest(path: Path) -> Manifest:
     return manifest
 
 
-def _read_evidence(path: Path, manifest_sha256: str) -> dict[str, Any]:
-    data = _read_json(path)
+def _read_evidence(bundle: Bundle) -> dict[str, Any]:
+    path = bundle.folder / "evidence.json"
+    _, data = _read_json(path)
     _check_schema(path, data)
-    if data.get("manifest_sha256") != manifest_sha256:
+    if data.get("manifest_sha256") != bundle.manifest_sha256:
         raise BundleError(f"{path} belongs to another build; remove it and run `edgepress verify`.")
-    return data
+    try:
+        return checked_evidence(data)
+    except ValueError as error:
+        raise BundleError(f"{path}: {error}; remove it and run `edgepress verify`.") from None
+
+
+def _read_signature(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        signature = stream.read(SIGNATURE_BYTES + 1)
+    if len(signature) != SIGNATURE_BYTES:
+        raise BundleError(
+            f"{path} is no signature of {SIGNATURE_BYTES} bytes; remove it and sign the bundle "
+            "again with `edgepress sign`."
+        )
+    return signature
 
 
 def _check_golden(folder: Path, manifest: Manifest, listed: dict[str, Any]) -> None:
@@ -242,18 +291,21 @@ def _check_schema(path: Path, data: dict[str, Any]) -> None:
         raise BundleError(f"{path}: schema {schema!r} is not {SCHEMA}; {todo}.")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > MAX_JSON_BYTES:
+def _read_json(path: Path) -> tuple[bytes, dict[str, Any]]:
+    """Read a file once. Returns its bytes and the object that they are."""
+    with path.open("rb") as stream:
+        text = stream.read(MAX_JSON_BYTES + 1)
+    if len(text) > MAX_JSON_BYTES:
         raise BundleError(f"{path} is too large for a {path.name}.")
     try:
         data = json.loads(
-            path.read_text("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
+            text.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant
         )
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not valid JSON: {error}.") from error
     if not isinstance(data, dict):
         raise BundleError(f"{path} is not a JSON object.")
-    return data
+    return text, data
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

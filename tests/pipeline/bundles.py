@@ -1,6 +1,7 @@
 """A bundle for tests that need its form and not its code."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -44,3 +45,19 @@ def write(folder: Path) -> Bundle:
     (folder / "golden/0.in").write_bytes(x.tobytes())
     (folder / "golden/0.out").write_bytes(np.matmul(x, random(4, 3)).tobytes())
     return write_manifest(folder, manifest())
+
+
+def evidence(**changes: Any) -> dict[str, Any]:
+    """What a device said that passed, as `evidence.json` has it."""
+    verdict = {"gate": "golden", "verdict": "pass", "value": 0.0, "limit": 0.0, "detail": "d"}
+    return {
+        "device": {"spec": "local"},
+        "verdicts": [verdict],
+        "outputs": {"samples": 1},
+        "accuracy": None,
+        "latency": None,
+        "instructions": None,
+        "trials": None,
+        "passed": True,
+        **changes,
+    }

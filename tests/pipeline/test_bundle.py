@@ -1,3 +1,4 @@
+import hashlib
 import json
 import shutil
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 
 from edgepress.pipeline.bundle import BundleError, read_bundle, write_evidence, write_manifest
+from edgepress.pipeline.output import OutputError
 from tests.pipeline import bundles
 
 
@@ -116,9 +118,31 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "not those of the manifest",
     ),
     "evidence": (lambda b: (b / "evidence.json").write_text("{}"), "schema None"),
+    "short signature": (
+        lambda b: (b / "manifest.sig").write_bytes(bytes(63)),
+        "manifest.sig is no signature of 64 bytes",
+    ),
+    "long signature": (
+        lambda b: (b / "manifest.sig").write_bytes(bytes(65)),
+        "manifest.sig is no signature of 64 bytes",
+    ),
+    "linked signature": (lambda b: (b / "manifest.sig").symlink_to("model"), "not a plain file"),
+    "signature folder": (lambda b: (b / "manifest.sig").mkdir(), "manifest.sig has no place"),
+    "signature elsewhere": (
+        lambda b: (b / "golden/manifest.sig").write_bytes(bytes(64)),
+        "golden/manifest.sig is not listed",
+    ),
+    "listed signature": (
+        lambda b: rewrite(b, lambda d: d["files"][0].update(path="manifest.sig")),
+        "no such file or role",
+    ),
     "foreign evidence": (
         lambda b: (b / "evidence.json").write_text('{"schema": 1, "manifest_sha256": "0"}'),
         "another build",
+    ),
+    "malformed evidence": (
+        lambda b: write_evidence(read_bundle(b), bundles.evidence(passed=False)),
+        "'passed' is not what 'verdicts' say; remove it",
     ),
 }
 
@@ -131,6 +155,23 @@ def test_a_bundle_that_is_not_whole_is_refused(tmp_path: Path, damage: str) -> N
     with pytest.raises(BundleError) as caught:
         read_bundle(tmp_path / "b")
     assert words in str(caught.value)
+
+
+def test_a_signature_lies_beside_the_manifest(tmp_path: Path) -> None:
+    """Whose it is, only `require_signature` asks."""
+    before = bundles.write(tmp_path / "b")
+    assert before.signature is None
+    (tmp_path / "b/manifest.sig").write_bytes(bytes(range(64)))
+    after = read_bundle(tmp_path / "b")
+    assert after.signature == bytes(range(64))
+    assert after.manifest == before.manifest
+
+
+def test_the_manifest_is_known_by_its_bytes(tmp_path: Path) -> None:
+    bundle = bundles.write(tmp_path / "b")
+    data = (tmp_path / "b/manifest.json").read_bytes()
+    assert bundle.manifest_bytes == data
+    assert bundle.manifest_sha256 == hashlib.sha256(data).hexdigest()
 
 
 def test_a_file_that_has_no_place_is_not_bundled(tmp_path: Path) -> None:
@@ -151,13 +192,25 @@ def test_every_file_is_needed(tmp_path: Path, name: str) -> None:
 def test_evidence_is_kept_and_replaced(tmp_path: Path) -> None:
     bundle = bundles.write(tmp_path / "b")
     before = (tmp_path / "b/manifest.json").read_bytes()
-    write_evidence(bundle, {"latency": None})
-    write_evidence(bundle, {"latency": {"p50_ms": 1.0}})
+    write_evidence(bundle, bundles.evidence())
+    write_evidence(bundle, bundles.evidence(instructions=7))
     read = read_bundle(tmp_path / "b")
     assert read.evidence is not None
-    assert read.evidence["latency"] == {"p50_ms": 1.0}
+    assert read.evidence["instructions"] == 7
     assert (tmp_path / "b/manifest.json").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["b"]
+
+
+def test_evidence_that_could_not_be_read_back_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = write_evidence(bundles.write(tmp_path / "b"), bundles.evidence())
+    monkeypatch.setattr("edgepress.pipeline.bundle.MAX_JSON_BYTES", 10_000)
+    with pytest.raises(OutputError, match="verify fewer boards at once"):
+        write_evidence(bundle, bundles.evidence(outputs={"name": "x" * 10_000}))
+    read = read_bundle(tmp_path / "b").evidence
+    assert read is not None
+    assert read["outputs"] == {"samples": 1}
 
 
 def test_a_copied_bundle_is_the_same(tmp_path: Path) -> None:
