@@ -1,52 +1,100 @@
-# edgepress in a container. One stage per kind of target:
+# edgepress in a container: one stage per kind of target. docs/images.md has sizes, uses and limits.
 #
-#   docker build --target x86 -t edgepress:x86 .
-#   docker run --rm -v "$PWD:/work" edgepress:x86 run model.onnx -t x86-64-v3 -o bundle
+#   edgepress image raspberry-pi-4
 #
-# x86 has the host's C compiler. cross-aarch64 and cross-armv7 add that board's cross compiler and
-# qemu, so that `-d qemu` works too. The base image must be Debian or Ubuntu with Python 3.11 or
-# later. A container runs on the host's kernel, but `native` there is still the host's CPU.
+# or by hand:
 #
-# Verified with buildah, on a Debian 12 base made by debootstrap: x86 and cross-aarch64 build and run
-# as uid 1000. In cross-aarch64, `edgepress run` of examples/fashion_mnist passed its gates for
-# x86-64-v3 and, under qemu, for raspberry-pi-4; x86, the same without the cross compiler, was only
-# asked for `targets` and `doctor`. Not built: cross-armv7, other bases, with a Docker engine.
+#   docker build --target cross-aarch64 -t edgepress:cross-aarch64 .
+#   docker run --rm --user "$(id -u):$(id -g)" -v "$PWD:/work" edgepress:cross-aarch64 \
+#       run model.onnx -t raspberry-pi-4 -o bundle
+#
+# The base must be Debian, or made from it, with Python 3.11 or later. To build on the same one every
+# time, name it by its digest: --build-arg BASE_IMAGE=debian@sha256:…
 ARG BASE_IMAGE=debian:bookworm-slim
 
+# What is not needed at run time is not unpacked: documentation, emulators that no target names, and
+# GCC's lto-dump, a debugging aid of 30 MB for each compiler.
 FROM ${BASE_IMAGE} AS base
-ENV DEBIAN_FRONTEND=noninteractive PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1
+RUN printf '%s\n' \
+        'path-exclude=/usr/bin/qemu-*' \
+        'path-include=/usr/bin/qemu-aarch64' \
+        'path-include=/usr/bin/qemu-arm' \
+        'path-exclude=/usr/bin/*-lto-dump-*' \
+        'path-exclude=/usr/share/doc/*' \
+        'path-include=/usr/share/doc/*/copyright' \
+        'path-exclude=/usr/share/info/*' \
+        'path-exclude=/usr/share/locale/*' \
+        'path-exclude=/usr/share/man/*' \
+        > /etc/dpkg/dpkg.cfg.d/edgepress
+
+# pip stays in this stage, in an environment of its own.
+FROM base AS builder
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev python3 python3-venv \
-    && rm -rf /var/lib/apt/lists/*
-RUN python3 -m venv /opt/edgepress
-ENV PATH=/opt/edgepress/bin:$PATH
+    && apt-get install -y --no-install-recommends python3 python3-venv \
+    && python3 -m venv /opt/pip \
+    && python3 -m venv --without-pip /opt/edgepress
+# With this date set, compiled Python files do not depend on when they were made.
+ENV SOURCE_DATE_EPOCH=315532800 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /src
+COPY requirements.txt ./
+RUN /opt/pip/bin/pip --python /opt/edgepress/bin/python install --no-deps -r requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY calibration calibration
 COPY passes passes
 COPY pipeline pipeline
 COPY targets targets
-RUN pip install --no-cache-dir '.[images]' && rm -rf /src/*
-RUN useradd --create-home --uid 1000 edgepress
+RUN /opt/pip/bin/pip --python /opt/edgepress/bin/python install --no-deps . \
+    && /opt/pip/bin/pip --python /opt/edgepress/bin/python check
+
+# nvcc for the stage cuda, from NVIDIA's packages on PyPI.
+FROM builder AS nvcc
+ARG CUDA_TOOLKIT=13.5.0
+RUN /opt/pip/bin/pip install --target /opt/cuda "cuda-toolkit[cccl,nvcc]==${CUDA_TOOLKIT}" \
+    && mv /opt/cuda/nvidia/cu* /usr/local/cuda
+
+# gcc is in every stage: native and x86 targets, and qemu's instruction counter, are built with it.
+FROM base AS runtime
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev openssh-client python3 \
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+# Whoever the container runs as may write to the home folder (cache, tuned tiles) and to /work.
+RUN useradd --create-home --uid 1000 edgepress \
+    && mkdir /work \
+    && chmod 1777 /home/edgepress /work
+ENV HOME=/home/edgepress PATH=/opt/edgepress/bin:$PATH
+COPY --from=builder /opt/edgepress /opt/edgepress
 WORKDIR /work
-RUN chown edgepress /work
 ENTRYPOINT ["edgepress"]
 CMD ["--help"]
 
-FROM base AS x86
-USER edgepress
+FROM runtime AS x86
+USER 1000
 
-FROM base AS cross-aarch64
+FROM runtime AS cross-aarch64
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
         gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user \
-    && rm -rf /var/lib/apt/lists/*
-USER edgepress
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+USER 1000
 
-FROM base AS cross-armv7
+FROM runtime AS cross-armv7
 RUN apt-get update \
     && apt-get install -y --no-install-recommends \
-        gcc-arm-linux-gnueabihf libc6-dev-armhf-cross \
-        gcc-arm-linux-gnueabi libc6-dev-armel-cross qemu-user \
-    && rm -rf /var/lib/apt/lists/*
-USER edgepress
+        gcc-arm-linux-gnueabi gcc-arm-linux-gnueabihf \
+        libc6-dev-armel-cross libc6-dev-armhf-cross qemu-user \
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+USER 1000
+
+# edgepress has no CUDA target yet. This stage compiles what x86 does, and has nvcc with what it
+# needs, which compiles kernels without a GPU; nothing in edgepress calls it so far.
+FROM runtime AS cuda
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ \
+    && apt-get clean \
+    && rm -rf /var/lib/apt/lists/* /var/log/*
+COPY --from=nvcc /usr/local/cuda /usr/local/cuda
+ENV CUDA_HOME=/usr/local/cuda PATH=/usr/local/cuda/bin:$PATH
+USER 1000
