@@ -1,3 +1,4 @@
+# make setup: .venv with edgepress in it.
 # make demo: an int8 model, compiled, run and verified on this machine.
 # make test: all tests. Both set up .venv first; so does make lint.
 # make fuzz: breaks weights files for FUZZ_SECONDS, 600 by default, per program that reads them.
@@ -10,12 +11,15 @@ FUZZ_SECONDS ?= 600
 CROSS_TOOLS := aarch64-linux-gnu-gcc arm-linux-gnueabihf-gcc arm-linux-gnueabi-gcc qemu-aarch64 qemu-arm
 CROSS_PACKAGES := gcc-aarch64-linux-gnu libc6-dev-arm64-cross gcc-arm-linux-gnueabihf \
 	libc6-dev-armhf-cross gcc-arm-linux-gnueabi libc6-dev-armel-cross qemu-user
+LOOPBACK_PACKAGES := openssh-server openssh-client libnss-wrapper busybox-static
 
-.PHONY: help demo test fuzz lint docs clean
+.PHONY: help setup demo test fuzz lint docs clean
 .DELETE_ON_ERROR:
 
 help:
 	@sed -n 's/^# //p' Makefile
+
+setup: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	$(BIN)/edgepress run $(EXAMPLE)/fashion_mnist.onnx -t native \
@@ -26,6 +30,9 @@ test: $(VENV)/.installed
 	@for tool in $(CROSS_TOOLS); do command -v $$tool >/dev/null || { \
 		echo "$$tool is missing: tests for Arm boards will be skipped. To run them:"; \
 		echo "    sudo apt-get install -y $(CROSS_PACKAGES)"; break; }; done
+	@test -x /usr/sbin/sshd || { \
+		echo "sshd is missing: tests of boards on loopback will be skipped. To run them:"; \
+		echo "    sudo apt-get install -y $(LOOPBACK_PACKAGES)"; }
 	$(BIN)/python -m pytest
 
 fuzz: $(VENV)/.installed

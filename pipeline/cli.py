@@ -18,8 +18,10 @@ import click
 
 from edgepress.pipeline import interruption
 from edgepress.pipeline.cli_options import (
+    ALL,
     CALIB,
     DEVICE_OPTION,
+    DEVICES_OPTION,
     EVAL,
     FOLDER,
     GATE_THREADS,
@@ -44,9 +46,13 @@ EXIT_CODES = {
     "edgepress.calibration.base.CalibrationError": USAGE,
     "edgepress.passes.base.UnknownPass": USAGE,
     "edgepress.pipeline.bundle.BundleError": USAGE,
+    "edgepress.pipeline.image.ImageError": USAGE,
+    "edgepress.pipeline.image.ImageFailed": COMPILE,
     "edgepress.pipeline.output.OutputError": USAGE,
     "edgepress.pipeline.prepare.UsageError": USAGE,
     "edgepress.pipeline.recipe.RecipeError": USAGE,
+    "edgepress.pipeline.signing.SignatureError": GATE,
+    "edgepress.pipeline.signing_keys.InvalidKey": USAGE,
     "edgepress.targets.base.UnknownTarget": USAGE,
     "edgepress.targets.load.InvalidBoard": USAGE,
     "edgepress.targets.named_devices.InvalidDevices": USAGE,
@@ -147,9 +153,10 @@ def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
     return commands.compress(model, recipe, as_json=as_json, **options)
 
 
-@cli.command(epilog=example("edgepress verify bundle -d qemu --eval test.npz --max-latency-ms 20"))
+@cli.command(epilog=example("edgepress verify bundle -d pi4-lab -d jetson-3 --eval test.npz"))
 @FOLDER
-@DEVICE_OPTION
+@DEVICES_OPTION
+@ALL
 @EVAL
 @click.option("--model", type=PATH, help="The original model, to measure the loss of accuracy.")
 @click.option("--max-latency-ms", type=click.FloatRange(0), help="Gate on the median latency.")
@@ -159,25 +166,95 @@ def compress(model: Path, recipe: str, as_json: bool, **options: Any) -> int:
     metavar="LIST",
     help="Pin one thread to each for the latency: big, little, or numbers such as 0,2-3.",
 )
+@click.option(
+    "--sustained",
+    "sustained_minutes",
+    type=click.FloatRange(0, min_open=True),
+    metavar="MINUTES",
+    help="Measure so long, show the curve, and gate on its last quarter.",
+)
+@click.option("--mlperf", is_flag=True, help="Measure by MLPerf's single-stream rule.")
+@click.option("--anyway", is_flag=True, help="Give figures even where they cannot be defended.")
 @HTML
 @common
 def verify(folder: Path, as_json: bool, **options: Any) -> int:
-    """Run the bundle DIR on a device and close its gates."""
-    from edgepress.pipeline import commands
+    """Run the bundle DIR on devices and close its gates.
 
-    return commands.verify(folder, as_json=as_json, **options)
+    On each: selftest, accuracy on --eval, latency and peak memory. The evidence stays in DIR.
+    """
+    from edgepress.pipeline import board_commands
+
+    return board_commands.verify(folder, as_json=as_json, **options)
 
 
-@cli.command(epilog=example("edgepress deploy bundle -d local --to /opt/models/digits"))
+@cli.command(epilog=example("edgepress deploy bundle -d ssh:pi@10.0.0.7 --to /opt/models/digits"))
 @FOLDER
-@DEVICE_OPTION
-@click.option("--to", type=PATH, help="Folder on the device. Default: ~/edgepress/NAME.")
+@DEVICES_OPTION
+@ALL
+@click.option("--to", metavar="FOLDER", help="Folder on the device. Default: ~/edgepress/NAME.")
+@click.option("--rollback", "back", is_flag=True, help="Go back to the version before.")
+@click.option(
+    "--require-signature",
+    "trusted_keys",
+    multiple=True,
+    type=PATH,
+    metavar="PUBLIC.pem",
+    help="Refuse a bundle that none of these keys has signed.",
+)
 @common
 def deploy(folder: Path, as_json: bool, **options: Any) -> int:
-    """Install the bundle DIR on a device: copied, checked, tried, then renamed in."""
-    from edgepress.pipeline import commands
+    """Install the bundle DIR on devices: sent, checked, tried there, then switched to.
 
-    return commands.deploy(folder, as_json=as_json, **options)
+    What a device has already is not sent again, and an upload that broke goes on where it stopped.
+    """
+    from edgepress.pipeline import board_commands
+
+    return board_commands.deploy(folder, as_json=as_json, **options)
+
+
+@cli.command(epilog=example("edgepress keygen release.pem"))
+@click.argument("key", metavar="KEY.pem", type=PATH)
+@click.option(
+    "--passphrase",
+    is_flag=True,
+    help="Protect it with one, from EDGEPRESS_KEY_PASSPHRASE or else asked for.",
+)
+@common
+def keygen(key: Path, as_json: bool, **options: Any) -> int:
+    """Make an Ed25519 key pair to sign bundles with: KEY.pem, and KEY.pem.pub to give away."""
+    from edgepress.pipeline import signing_commands
+
+    return signing_commands.keygen(key, as_json=as_json, **options)
+
+
+@cli.command(epilog=example("edgepress sign bundle --key release.pem"))
+@FOLDER
+@click.option("--key", type=PATH, required=True, metavar="KEY.pem", help="Private key.")
+@common
+def sign(folder: Path, as_json: bool, **options: Any) -> int:
+    """Sign the bundle DIR: its manifest, which has the checksum of every file."""
+    from edgepress.pipeline import signing_commands
+
+    return signing_commands.sign(folder, as_json=as_json, **options)
+
+
+@cli.command(epilog=example("edgepress image raspberry-pi-4"))
+@click.argument("target", metavar="TARGET")
+@click.option(
+    "--engine",
+    type=click.Choice(["docker", "podman", "buildah"]),
+    help="What builds it. Default: the first that works here.",
+)
+@click.option("--base", metavar="IMAGE", help="Debian image to build on.")
+@click.option("--tag", help="Name of the image. Default: edgepress:STAGE.")
+@click.option("--context", type=PATH, help="Checkout of edgepress. Default: where it came from.")
+@click.option("--print", "print_only", is_flag=True, help="Print the command instead.")
+@common
+def image(target: str, as_json: bool, **options: Any) -> int:
+    """Build the container image that compiles for TARGET: a board, or a stage of the Dockerfile."""
+    from edgepress.pipeline import image_commands
+
+    return image_commands.image(target, as_json=as_json, **options)
 
 
 @cli.command(epilog=example("edgepress infer bundle --data test.npz -o answers.npz"))
@@ -309,13 +386,18 @@ def targets(as_json: bool) -> int:
     return listings.targets(as_json=as_json)
 
 
-@cli.command(epilog=example("edgepress devices"))
+@cli.command(epilog=example("edgepress devices pi4-lab"))
+@click.argument("names", metavar="[DEVICE]...", nargs=-1)
 @common
-def devices(as_json: bool) -> int:
-    """List the devices and the targets that each can run here."""
-    from edgepress.pipeline import listings
+def devices(names: tuple[str, ...], as_json: bool) -> int:
+    """Look at devices: can they be reached, what are they, and do they fit their targets?
 
-    return listings.devices(as_json=as_json)
+    Without names: local, qemu, and every board of devices.toml, which is a table per board such as
+    pi4-lab = { connect = "ssh:pi@10.0.0.7", target = "raspberry-pi-4" }.
+    """
+    from edgepress.pipeline import board_commands
+
+    return board_commands.devices(names, as_json=as_json)
 
 
 @cli.command(epilog=example("edgepress doctor"))
@@ -334,11 +416,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     try:
         code = cli.main(arguments, prog_name="edgepress", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
-        print("edgepress: interrupted; nothing was changed.", file=sys.stderr)
+        print("edgepress: interrupted; what had not finished is as it was.", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         if interruption.received():  # what a library made of it
-            print("edgepress: interrupted; nothing was changed.", file=sys.stderr)
+            print("edgepress: interrupted; what had not finished is as it was.", file=sys.stderr)
             sys.exit(INTERRUPTED)
         sys.exit(_fail(error, arguments))
     sys.exit(code if isinstance(code, int) else 0)
@@ -348,7 +430,7 @@ def _fail(error: Exception, arguments: list[str]) -> int:
     """Print one paragraph, with --json a document too, and return the exit code."""
     if "--debug" in arguments:
         traceback.print_exc()
-    code, message = exit_code(error), _paragraph(error)
+    code, message = exit_code(error), _printable(_paragraph(error))
     if code == BUG:
         message = (
             f"this is a bug in edgepress: {type(error).__name__}: {message.rstrip('.')}. "
@@ -359,6 +441,11 @@ def _fail(error: Exception, arguments: list[str]) -> int:
         kind = type(error).__name__
         print(json.dumps({"error": {"code": code, "kind": kind, "message": message}}))
     return code
+
+
+def _printable(text: str) -> str:
+    """Drop what could steer a terminal: messages quote what boards and files say."""
+    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
 
 
 def exit_code(error: Exception) -> int:

@@ -60,8 +60,18 @@ SHAPE = click.option(
     help="Fix the shape of a dynamic input.",
 )
 DEVICE_OPTION = click.option(
-    "-d", "--device", help="local or qemu; chosen by the target if absent."
+    "-d",
+    "--device",
+    help="local, qemu, ssh:HOST or a name in devices.toml; chosen by the target if absent.",
 )
+DEVICES_OPTION = click.option(
+    "-d",
+    "--device",
+    multiple=True,
+    help="local, qemu, ssh:HOST or a name in devices.toml; chosen by the target if absent. May be "
+    "given more than once.",
+)
+ALL = click.option("--all", "everything", is_flag=True, help="Every board of devices.toml.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace what is there.")
 NO_CACHE = click.option("--no-cache", is_flag=True, help="Neither use nor keep cached stages.")
 HTML = click.option("--html", type=PATH, help="Also write a report as one HTML file.")

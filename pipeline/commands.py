@@ -74,7 +74,7 @@ def run(
         page = html_report(result.bundle, evidence)
         write_file(html, page.encode(), overwrite=overwrite)
     if as_json:
-        _print_json(report.result_json(result))
+        print_json(report.result_json(result))
     else:
         report.show_result(result, report.console())
     if result.unverified is not None:
@@ -128,74 +128,11 @@ def compress(
     write_file(output, prepared.compressed.model, overwrite=overwrite)
     if as_json:
         steps = [dataclasses.asdict(step) for step in prepared.steps]
-        _print_json({"output": str(output), "source": prepared.source, "steps": steps})
+        print_json({"output": str(output), "source": prepared.source, "steps": steps})
     else:
         report.show_steps(prepared.steps, report.console())
     missed = prepared.precision is not None and not prepared.precision.best.holds
     return GATE if missed else 0
-
-
-def verify(
-    folder: Path,
-    *,
-    device: str | None,
-    evaluation: Path | None,
-    model: Path | None,
-    max_latency_ms: float | None,
-    threads: int | None,
-    cores: str | None,
-    html: Path | None,
-    as_json: bool,
-) -> int:
-    """Close a bundle's gates on a device and keep the evidence in it; `edgepress verify`."""
-    from edgepress.pipeline import report
-    from edgepress.pipeline.bundle import read_bundle, write_evidence
-    from edgepress.pipeline.html_report import html_report
-    from edgepress.pipeline.output import OutputError, refuse_existing, write_file
-    from edgepress.pipeline.verify import verify_folder
-
-    if html is not None:
-        refuse_existing(html, overwrite=False)
-    progress = Progress()
-    bundle = read_bundle(folder)
-    evidence = verify_folder(
-        bundle,
-        device,
-        evaluation=evaluation,
-        original=model,
-        max_latency_ms=max_latency_ms,
-        threads=threads,
-        cores=cores,
-        progress=progress,
-    )
-    try:
-        bundle = write_evidence(bundle, evidence.to_json())
-    except OutputError as error:  # a bundle on a read-only disk can be verified too
-        progress.note(f"the evidence is not kept in the bundle: {error}")
-    if html is not None:
-        write_file(html, html_report(bundle, evidence.to_json()).encode())
-    if as_json:
-        _print_json({"bundle": str(folder), **evidence.to_json()})
-    else:
-        report.show_bundle(bundle, evidence.to_json(), report.console())
-    return 0 if evidence.passed else GATE
-
-
-def deploy(folder: Path, *, device: str | None, to: Path | None, as_json: bool) -> int:
-    """Install a bundle on a device; `edgepress deploy`."""
-    from edgepress.pipeline import deploy as deployment
-    from edgepress.pipeline import report
-    from edgepress.pipeline.bundle import read_bundle
-
-    done = deployment.deploy(read_bundle(folder), device, destination=to, progress=Progress())
-    if as_json:
-        _print_json(dataclasses.asdict(done) | {"folder": str(done.folder)})
-    else:
-        report.console().print(
-            f"{done.folder} on {done.device}: {done.size_bytes / 1e3:.0f} kB, "
-            f"{done.golden_samples} golden samples right there"
-        )
-    return 0
 
 
 def infer(
@@ -221,7 +158,7 @@ def infer(
     write_file(output, buffer.getvalue(), overwrite=overwrite)
     shapes = {name: list(array.shape) for name, array in answers.items()}
     if as_json:
-        _print_json({"output": str(output), "outputs": shapes})
+        print_json({"output": str(output), "outputs": shapes})
     else:
         for name, shape in shapes.items():
             print(f"{output}: {name} {shape}")
@@ -274,7 +211,7 @@ def bench(
         progress=Progress(),
     )
     if as_json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         show_race(result, report.console())
     return 0
@@ -291,7 +228,7 @@ def _profile(
         folder, device=device, threads=threads, cache=_cache(no_cache), progress=Progress()
     )
     if as_json:
-        _print_json(found.to_json())
+        print_json(found.to_json())
     else:
         show_profile(found, report.console())
     return 0
@@ -305,7 +242,7 @@ def unpack(folder: Path, *, output: Path, overwrite: bool, as_json: bool) -> int
     data = (read_bundle(folder).folder / "graph.onnx").read_bytes()
     write_file(output, data, overwrite=overwrite)
     if as_json:
-        _print_json({"output": str(output), "size_bytes": len(data)})
+        print_json({"output": str(output), "size_bytes": len(data)})
     else:
         print(f"{output}: {len(data)} bytes")
     return 0
@@ -350,7 +287,7 @@ def inspect(
         raise UsageError(f"{name} is for --sensitivity; give that too, or leave {name} out.")
     found = look(path, input_shapes, channels=channels)
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         show(found, report.console())
     return 0
@@ -397,7 +334,7 @@ def _sensitivity(
     if plot is not None:
         write_file(plot, plot_sensitivity(found, path.stem, plot.suffix), overwrite=overwrite)
     if as_json:
-        _print_json({**found.to_json(), "plot": None if plot is None else str(plot)})
+        print_json({**found.to_json(), "plot": None if plot is None else str(plot)})
     else:
         show_sensitivity(found, report.console())
     return 0
@@ -423,6 +360,7 @@ def _cache(no_cache: bool) -> Cache | None:
     return None if no_cache else Cache(cache_folder())
 
 
-def _print_json(document: Mapping[str, Any]) -> None:
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a command."""
     json.dump(document, sys.stdout, indent=1, allow_nan=False, default=str)
     print()

@@ -16,7 +16,7 @@ from edgepress.targets.base import Target, TargetError
 from edgepress.targets.load import load_target, target_names
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
-LIBRARIES = ("numpy", "onnx", "onnx-ir", "onnxruntime")
+LIBRARIES = ("cryptography", "numpy", "onnx", "onnx-ir", "onnxruntime")
 EXTRAS = {"torch": ("passes that train", "train")}  # what for, and the extra that brings it
 FREE_BYTES = 2 << 30
 
@@ -42,7 +42,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything; the needed first."""
-    return [_python(), *_packages(), _tvm(), *_programs(), *_extras(), _cache(), _space()]
+    return [_python(), *_packages(), _tvm(), *_programs(), *_extras(), _ssh(), _cache(), _space()]
 
 
 def _python() -> Finding:
@@ -126,6 +126,18 @@ def _targets() -> list[Target]:
         except TargetError:  # a machine that fits no candidate of `native`
             continue
     return targets
+
+
+def _ssh() -> Finding:
+    """Look for the client that reaches boards."""
+    path = shutil.which("ssh")
+    return Finding(
+        what="ssh (for boards)",
+        ok=path is not None,
+        found=path or "not found",
+        fix="apt-get install openssh-client",
+        needed=False,
+    )
 
 
 def _cache() -> Finding:

@@ -7,8 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgepress.pipeline.bundle import Bundle
+from edgepress.pipeline.fleet_progress import one_line
+from edgepress.pipeline.fleet_table import HEADINGS as BOARD_HEADINGS
+from edgepress.pipeline.fleet_table import board_cells
+from edgepress.pipeline.latency_picture import sustained_picture, windows_picture
 from edgepress.pipeline.ledger_table import HEADINGS, cells, ledger_picture
-from edgepress.pipeline.report import facts, quantity, size
+from edgepress.pipeline.report import facts, latency_rows, quantity, size
 
 BAR_PIXELS, ROW_PIXELS, LABEL_PIXELS = 360, 22, 170
 STYLE = """
@@ -16,7 +20,7 @@ body { font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 62em;
 table { border-collapse: collapse; margin: 0.5em 0 1.5em }
 td, th { border-bottom: 1px solid #ccc; padding: 0.25em 0.8em; text-align: left }
 td.number { text-align: right }
-.pass { color: #06702c } .fail { color: #b00020 } .unverified { color: #8a5a00 }
+.pass { color: #06702c } .fail, .error { color: #b00020 } .unverified { color: #8a5a00 }
 pre { background: #f4f4f4; padding: 0.8em; overflow-x: auto }
 svg text { font: 12px system-ui, sans-serif }
 """
@@ -28,15 +32,7 @@ def html_report(bundle: Bundle, evidence: Mapping[str, Any] | None) -> str:
     title = f"{manifest.name} for {manifest.target.get('name', '?')}"
     parts = [f"<h1>{html.escape(title)}</h1>", _table((), facts(bundle, evidence))]
     if evidence is not None:
-        rows = [
-            (v["gate"], v["verdict"], _number(v["value"]), _number(v["limit"]), v["detail"])
-            for v in evidence["verdicts"]
-        ]
-        parts.append("<h2>Gates</h2>")
-        parts.append(_table(("gate", "verdict", "measured", "limit", "what"), rows))
-        if latency := evidence["latency"]:
-            parts.append("<h2>Latency of every run, ms</h2>")
-            parts.append(_histogram(latency["samples_ms"]))
+        parts += _fleet(evidence["fleet"]) if "fleet" in evidence else _measured(evidence)
     steps = manifest.steps
     parts.append("<h2>Passes</h2>")
     parts.append(_table(("pass", "parameters", "MACs", "weights", "outputs"), map(_step, steps)))
@@ -55,6 +51,37 @@ def html_report(bundle: Bundle, evidence: Mapping[str, Any] | None) -> str:
     return f"<!doctype html><html lang='en'><head>{head}</head><body>{''.join(parts)}</body></html>"
 
 
+def _fleet(fleet: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Show a row per board, and below what was measured on each that answered."""
+    parts = ["<h2>Boards</h2>", _table(BOARD_HEADINGS, map(board_cells, fleet))]
+    for entry in fleet:
+        if entry["evidence"] is not None:
+            name = html.escape(one_line(entry["device"]))
+            measured = _table((), latency_rows(entry["evidence"]))
+            inside = "".join([measured, *_measured(entry["evidence"])])
+            parts.append(f"<details><summary>{name}</summary>{inside}</details>")
+    return parts
+
+
+def _measured(evidence: Mapping[str, Any]) -> list[str]:
+    """Show the gates of one board, and its latency run by run and over time."""
+    rows = [
+        (v["gate"], v["verdict"], _number(v["value"]), _number(v["limit"]), v["detail"])
+        for v in evidence["verdicts"]
+    ]
+    parts = ["<h2>Gates</h2>", _table(("gate", "verdict", "measured", "limit", "what"), rows)]
+    if latency := evidence["latency"]:
+        parts.append("<h2>Latency of every run, ms</h2>")
+        parts.append(_histogram(latency["samples_ms"]))
+        if picture := windows_picture(latency):
+            parts.append("<h3>Medians of consecutive tenths of the runs</h3>")
+            parts.append(picture)
+        if picture := sustained_picture(latency):
+            parts.append("<h2>Sustained: median and 90th percentile (grey); throttled in red</h2>")
+            parts.append(picture)
+    return parts
+
+
 def _step(step: Mapping[str, Any]) -> Sequence[str]:
     compared = step["equivalence"]
     text = "same" if compared is None else f"{compared['metric']} {compared['value']:g}"
@@ -69,7 +96,7 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _cell(text: str) -> str:
-    kind = text if text in ("pass", "fail", "unverified") else ""
+    kind = text if text in ("pass", "fail", "unverified", "error") else ""
     return f'<td class="{kind}">{html.escape(text)}</td>'
 
 

@@ -1,4 +1,4 @@
-"""What there is: passes, targets, devices, and the state of this machine."""
+"""What there is: passes, targets, and the state of this machine."""
 
 from __future__ import annotations
 
@@ -60,33 +60,6 @@ def targets(*, as_json: bool) -> int:
     table = _table("target", "cpu", "instructions", "what it is")
     for row in rows:
         table.add_row(row["name"], row["cpu"], row["isa"], Text(row["description"]))
-    Console().print(table)
-    return 0
-
-
-def devices(*, as_json: bool) -> int:
-    """List every device and the targets that it can run here."""
-    from edgepress.targets.base import DeviceFailed, TargetError
-    from edgepress.targets.devices.base import device_names, open_device
-    from edgepress.targets.load import load_target, target_names
-
-    rows: list[dict[str, Any]] = []
-    for device in device_names():
-        usable, reasons = [], {}
-        for name in target_names():
-            try:
-                open_device(device, load_target(name))
-                usable.append(name)
-            except (DeviceFailed, TargetError) as error:
-                reasons[name] = str(error)
-        rows.append({"name": device, "targets": usable, "not": reasons})
-    if as_json:
-        _print_json({"devices": rows})
-        return 0
-    table = _table("device", "runs", "does not run")
-    for row in rows:
-        why = "\n".join(dict.fromkeys(row["not"].values()))
-        table.add_row(row["name"], Text("\n".join(row["targets"])), Text(why))
     Console().print(table)
     return 0
 

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from edgepress.pipeline.bundle import Bundle, Manifest
 from edgepress.pipeline.driver import Equivalence, StepRecord
+from edgepress.pipeline.evidence import Evidence
 from edgepress.pipeline.gates import PASS, UNVERIFIED
+from edgepress.pipeline.latency_words import latency_facts
 from edgepress.pipeline.run import Result
-from edgepress.pipeline.verify import Evidence
 
 PLAIN_WIDTH = 120  # where stdout is no terminal
 COLOURS = {PASS: "green", UNVERIFIED: "yellow"}
@@ -72,7 +73,7 @@ def comparison(equivalence: Equivalence | None) -> str:
 def verdicts_table(evidence: Evidence | Mapping[str, Any]) -> Table:
     """Show every gate with its figure and limit."""
     data = evidence.to_json() if isinstance(evidence, Evidence) else evidence
-    table = Table(title=f"gates, on {data['device'].get('device', 'the device')}")
+    table = Table(title=f"gates, on {data['device'].get('spec', 'the device')}")
     table.title_justify = "left"
     for heading in ("gate", "verdict", "measured", "limit", "what"):
         table.add_column(heading)
@@ -101,14 +102,12 @@ def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str,
         rows.append(("weights", _weights(manifest)))
     if evidence is None:
         return [*rows, ("verified", "no: nothing was measured on a device")]
-    if latency := evidence["latency"]:
-        spread = f"min {latency['min_ms']:.3g}, p90 {latency['p90_ms']:.3g}"
-        count, threads = len(latency["samples_ms"]), latency["threads"]
-        text = f"{latency['p50_ms']:.3g} ms median ({spread}; {count} runs, {threads} threads)"
-        rows.append(("latency", text))
-    elif evidence["instructions"]:
-        text = f"unverified; {quantity(evidence['instructions'])} instructions per inference"
-        rows.append(("latency", f"{text} in the emulator"))
+    if "fleet" in evidence:
+        from edgepress.pipeline.fleet_table import fleet_summary  # it imports this module
+
+        fleet = evidence["fleet"]
+        return [*rows, ("verified", f"on {len(fleet)} boards: {fleet_summary(fleet)}")]
+    rows += latency_rows(evidence)
     if found := evidence["accuracy"]:
         parts = [
             f"{label} {found[key]:.4g}{unit}"
@@ -122,6 +121,16 @@ def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str,
         ]
         rows.append(("accuracy", f"{', '.join(parts)} on {found['samples']} samples"))
     return rows
+
+
+def latency_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """List the figures of a latency in words, or of what an emulator counted instead."""
+    if latency := evidence["latency"]:
+        return latency_facts(latency)
+    if evidence["instructions"]:
+        text = f"unverified; {quantity(evidence['instructions'])} instructions per inference"
+        return [("latency", f"{text} in the emulator")]
+    return []
 
 
 def _weights(manifest: Manifest) -> str:
@@ -175,8 +184,12 @@ def show_notes(steps: Sequence[StepRecord], screen: Console) -> None:
 
 
 def show_bundle(bundle: Bundle, evidence: Mapping[str, Any] | None, screen: Console) -> None:
-    """Print the gates and figures of a bundle."""
-    if evidence is not None:
+    """Print the gates and figures of a bundle, or a row for each board of a fleet."""
+    if evidence is not None and "fleet" in evidence:
+        from edgepress.pipeline.fleet_table import fleet_table  # it imports this module
+
+        screen.print(fleet_table(evidence["fleet"]))
+    elif evidence is not None:
         screen.print(verdicts_table(evidence))
     grid = Table.grid(padding=(0, 2))
     for name, text in facts(bundle, evidence):

@@ -12,13 +12,16 @@ from edgepress.pipeline.build import build
 from edgepress.pipeline.bundle import Bundle, read_bundle, write_evidence
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.driver import StepRecord
+from edgepress.pipeline.evidence import Evidence
+from edgepress.pipeline.expected_answers import ExpectedAnswers
+from edgepress.pipeline.latency import Measuring
 from edgepress.pipeline.output import new_folder
 from edgepress.pipeline.precision_cost import trial_costs
 from edgepress.pipeline.prepare import Prepared, prepare
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
 from edgepress.pipeline.tuned_tiles import known_tiles, tuned_tiles
-from edgepress.pipeline.verify import Evidence, verify
+from edgepress.pipeline.verify import verify
 from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices.base import open_device
 from edgepress.targets.tile_files import TileSizes
@@ -172,12 +175,10 @@ def _verify(
 ) -> Evidence:
     device = open_device(request.device, request.target)
     evidence = verify(
-        bundle,
+        ExpectedAnswers(bundle, original=prepared.original, samples=prepared.evaluation),
         device,
-        original=prepared.original,
-        samples=prepared.evaluation,
         budget=request.recipe.budget,
-        threads=request.threads,
+        measuring=Measuring(threads=request.threads),
         progress=progress,
     )
     if prepared.precision is not None:

@@ -1,67 +1,37 @@
-"""Closes the gates of a bundle by running it on a device: outputs, accuracy, size, latency."""
+"""Closes the gates of a bundle by running it on devices: outputs, accuracy, size, latency."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgepress.calibration.base import Array, Samples
+from edgepress.calibration.base import Array
 from edgepress.pipeline import snapshot
 from edgepress.pipeline.accuracy import accuracy
 from edgepress.pipeline.bundle import Bundle, BundleError
-from edgepress.pipeline.feeds import SEED, input_shapes, random_samples, user_samples
-from edgepress.pipeline.gates import Verdict, all_passed, judge, judge_budget
-from edgepress.pipeline.golden import make_golden, raw
+from edgepress.pipeline.evidence import Evidence, checked_latency, overall
+from edgepress.pipeline.expected_answers import ExpectedAnswers, bundle_graph
+from edgepress.pipeline.feeds import input_shapes, user_samples
+from edgepress.pipeline.fleet import Outcome, on_devices
+from edgepress.pipeline.fleet_progress import FleetProgress
+from edgepress.pipeline.gates import Verdict, judge, judge_budget
+from edgepress.pipeline.golden import raw
+from edgepress.pipeline.latency import Measuring, gated_latency, latency_figures
 from edgepress.pipeline.load import load_model, model_sha256
-from edgepress.pipeline.oracle import Oracle, Outputs, relative_error
+from edgepress.pipeline.oracle import Outputs, relative_error
 from edgepress.pipeline.prepare import UsageError
 from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Budget, parse_recipe
-from edgepress.pipeline.snapshot import Snapshot
-from edgepress.targets.base import Measurement, Target
+from edgepress.targets.base import DeviceFailed, Measurement, Target
 from edgepress.targets.devices.base import Device, open_device
 
-OUTPUT_SAMPLES = 4
 BENCH_SECONDS, BENCH_RUNS = 1.0, 100
-
-
-@dataclass(frozen=True, kw_only=True)
-class Evidence:
-    """Everything that was measured, and what follows from it.
-
-    Attributes:
-        device: facts about the device.
-        verdicts: one per gate.
-        outputs: how the device's answers compare to the reference.
-        accuracy: top-1, agreement, SQNR against the original model, or None without samples.
-        latency: all raw samples and their percentiles, or None where it was not measured.
-        instructions: per inference, under an emulator, else None.
-        trials: what each of the models costs that a search for mixed precision tried, or None where
-            there was none.
-    """
-
-    device: dict[str, Any]
-    verdicts: list[Verdict]
-    outputs: dict[str, Any]
-    accuracy: dict[str, Any] | None
-    latency: dict[str, Any] | None
-    instructions: int | None
-    trials: list[dict[str, Any]] | None = None
-
-    @property
-    def passed(self) -> bool:
-        """Whether every gate passed."""
-        return all_passed(self.verdicts)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain data, for `evidence.json` and `--json`."""
-        return {**dataclasses.asdict(self), "passed": self.passed}
+PLAIN = Measuring()
 
 
 def verify_folder(
@@ -71,8 +41,7 @@ def verify_folder(
     evaluation: Path | None = None,
     original: Path | None = None,
     max_latency_ms: float | None = None,
-    threads: int | None = None,
-    cores: str | None = None,
+    measuring: Measuring = PLAIN,
     progress: Progress | None = None,
 ) -> Evidence:
     """Verify a bundle with what its own manifest and the user's files say.
@@ -83,13 +52,50 @@ def verify_folder(
         evaluation: evaluation samples.
         original: the model that the bundle was built from.
         max_latency_ms: replaces the budget's.
-        threads: to measure the latency on; None takes as many as the target has cores.
-        cores: to pin them to: `big`, `little`, or a list such as `0,2-3`; None pins none.
+        measuring: how to measure the latency.
         progress: where to say how far it is.
 
     Raises:
         DeviceFailed, CalibrationError, ModelError; UsageError where `original` is another model.
     """
+    expected, budget = _expected(bundle, evaluation, original, max_latency_ms)
+    opened = open_device(device, bundle_target(bundle))
+    return verify(expected, opened, budget=budget, measuring=measuring, progress=progress)
+
+
+def verify_fleet(
+    bundle: Bundle,
+    devices: Sequence[str],
+    *,
+    evaluation: Path | None = None,
+    original: Path | None = None,
+    max_latency_ms: float | None = None,
+    measuring: Measuring = PLAIN,
+    progress: FleetProgress | None = None,
+) -> list[Outcome[Evidence]]:
+    """Verify a bundle on many devices at once; arguments and errors as those of `verify_folder`.
+
+    What a device raises is its outcome.
+    """
+    expected, budget = _expected(bundle, evaluation, original, max_latency_ms)
+    target = bundle_target(bundle)
+
+    def work(device: str, progress: Progress) -> Evidence:
+        opened = open_device(device, target)
+        return verify(expected, opened, budget=budget, measuring=measuring, progress=progress)
+
+    return on_devices(
+        devices,
+        work,
+        progress=progress or FleetProgress(shown=False),
+        verdict=lambda evidence: overall(evidence.to_json()["verdicts"]),
+    )
+
+
+def _expected(
+    bundle: Bundle, evaluation: Path | None, original: Path | None, max_latency_ms: float | None
+) -> tuple[ExpectedAnswers, Budget]:
+    """Read what the answers are held against, and the limits."""
     manifest = bundle.manifest
     recipe = parse_recipe(manifest.recipe["text"], manifest.recipe["name"], "the bundle's recipe")
     budget = recipe.budget
@@ -105,17 +111,8 @@ def verify_folder(
             )
     samples = None
     if evaluation is not None:
-        samples = user_samples(_graph(bundle).load(), evaluation, recipe.preprocess)
-    return verify(
-        bundle,
-        open_device(device, bundle_target(bundle)),
-        original=source,
-        samples=samples,
-        budget=budget,
-        threads=threads,
-        cores=cores,
-        progress=progress,
-    )
+        samples = user_samples(bundle_graph(bundle).load(), evaluation, recipe.preprocess)
+    return ExpectedAnswers(bundle, original=source, samples=samples), budget
 
 
 def infer_folder(
@@ -123,7 +120,7 @@ def infer_folder(
 ) -> list[dict[str, Array]]:
     """Return the compiled model's own answers to every sample of a file."""
     progress = progress or Progress(shown=False)
-    model = _graph(bundle).load()
+    model = bundle_graph(bundle).load()
     samples = user_samples(model, data)
     opened = open_device(device, bundle_target(bundle))
     with progress.step(f"infer {len(samples)} samples on {opened.name}"):
@@ -140,69 +137,56 @@ def bundle_target(bundle: Bundle) -> Target:
         raise BundleError(f"{bundle.folder}: its target is malformed: {error}.") from error
 
 
-def _graph(bundle: Bundle) -> Snapshot:
-    return Snapshot((bundle.folder / "graph.onnx").read_bytes())
-
-
 def verify(
-    bundle: Bundle,
+    expected: ExpectedAnswers,
     device: Device,
     *,
-    original: Snapshot | None,
-    samples: Samples | None,
     budget: Budget,
-    threads: int | None = None,
-    cores: str | None = None,
+    measuring: Measuring = PLAIN,
     progress: Progress | None = None,
 ) -> Evidence:
     """Run a bundle on a device and judge every gate.
 
     Args:
-        bundle: what to verify.
+        expected: the bundle, and what its answers are held against.
         device: where to run it; it must be able to.
-        original: the model before its passes, for float outputs and accuracy; None where it is
-            not here: then float outputs are held to the bundle's own graph, and the loss of
-            accuracy is known only as far as older evidence tells.
-        samples: evaluation samples, or None.
         budget: the gates beside that of the outputs.
-        threads: to measure the latency on; None takes as many as the target has cores.
-        cores: to pin them to: `big`, `little`, or a list such as `0,2-3`; None pins none.
+        measuring: how to measure the latency.
         progress: where to say how far it is.
 
     Raises:
         DeviceFailed: the device failed; a wrong answer is a verdict instead.
     """
     progress = progress or Progress(shown=False)
-    graph = _graph(bundle)
-    model = graph.load()
-    asked = samples or random_samples(model, OUTPUT_SAMPLES, SEED + 1)
-    feeds = list(asked.feeds(input_shapes(model) or {}))
+    bundle, feeds = expected.bundle, expected.feeds
     with progress.step(f"selftest on {device.name}"):
         selftest = device.selftest(bundle.folder)
     with progress.step(f"infer {len(feeds)} samples on {device.name}"):
         got = device.infer(bundle.folder, feeds)
     with progress.step("compare"):
-        feeds = feeds[:OUTPUT_SAMPLES]
-        outputs = _compare(bundle, graph, original, feeds, got[: len(feeds)])
+        outputs = _compare(expected, got)
         found = None
-        if samples is not None:
-            found = accuracy(samples, got, *_baseline(bundle, original, samples, graph))
+        if expected.samples is not None:
+            found = accuracy(expected.samples, got, *expected.of_original())
     with progress.step(f"bench on {device.name}"):
         measured = device.bench(
             bundle.folder,
-            threads=threads,
-            cores=cores,
+            threads=measuring.threads,
+            cores=measuring.cores,
             seconds=BENCH_SECONDS,
             runs=BENCH_RUNS,
+            defended=not measuring.anyway,
+            sustained_minutes=measuring.sustained_minutes,
+            mlperf=measuring.mlperf,
         )
-    latency = latency_figures(measured)
+    latency = _latency(device, measured, measuring)
     verdicts = [_judge_golden(bundle, selftest), _judge_outputs(bundle, outputs)]
     verdicts += judge_budget(
         budget,
         size_bytes=bundle.deployed_bytes,
         accuracy_drop=_figure(found, "drop"),
         sqnr_db=_figure(found, "sqnr_db"),
-        latency_ms=_latency(device, latency),
+        latency_ms=gated_latency(latency, budget.latency_ms, device.name),
     )
     return Evidence(
         device={"spec": device.name, **measured.device},
@@ -214,18 +198,24 @@ def verify(
     )
 
 
-def _compare(
-    bundle: Bundle,
-    graph: Snapshot,
-    original: Snapshot | None,
-    feeds: Sequence[Mapping[str, Array]],
-    got: Outputs,
-) -> dict[str, Any]:
+def _latency(device: Device, measured: Measurement, measuring: Measuring) -> dict[str, Any] | None:
+    """Summarise what a device measured, which is not to be trusted to make sense."""
+    try:
+        latency = checked_latency(latency_figures(measured, anyway=measuring.anyway))
+        json.dumps([latency, measured.device], allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise DeviceFailed(
+            f"{device.name}: `model --bench` printed figures that make no sense there: {error}."
+        ) from None
+    return latency
+
+
+def _compare(expected: ExpectedAnswers, answers: Outputs) -> dict[str, Any]:
     """Hold answers to the reference of the bundle's arithmetic."""
-    lossless = all(step["lossless"] or not step["modified"] for step in bundle.manifest.steps)
-    golden = make_golden(graph, original if lossless else None, feeds)
+    golden = expected.golden()
+    got = answers[: len(expected.compared)]
     result: dict[str, Any] = {
-        "samples": len(feeds),
+        "samples": len(got),
         "reference": golden.reference,
         "max_error": relative_error(golden.answers, got),
         "limit": golden.limit,
@@ -235,9 +225,7 @@ def _compare(
         "onnxruntime_steps": None,
     }
     if golden.arithmetic != "float":
-        oracle = Oracle(graph.model)
-        answers = [oracle.run(feed) for feed in feeds]
-        result["onnxruntime_steps"] = _steps(bundle, answers, got)
+        result["onnxruntime_steps"] = _steps(expected.bundle, expected.of_onnxruntime(), got)
     return result
 
 
@@ -251,20 +239,6 @@ def _steps(bundle: Bundle, expected: Outputs, got: Outputs) -> int | None:
             error = list(want.values())[index].astype(np.float64) - list(have.values())[index]
             worst = max(worst, int(np.rint(np.abs(error).max() / output["scale"])))
     return worst
-
-
-def _baseline(
-    bundle: Bundle, original: Snapshot | None, samples: Samples, graph: Snapshot
-) -> tuple[Outputs | None, float | None]:
-    """Return the original model's answers, or what older evidence knows of its top-1."""
-    if original is not None:
-        oracle = Oracle(original.model)
-        shapes = input_shapes(graph.load()) or {}
-        return [oracle.run(feed) for feed in samples.feeds(shapes)], None
-    older = (bundle.evidence or {}).get("accuracy") or {}
-    if older.get("samples_sha256") == samples.sha256():
-        return None, older.get("reference_top1")
-    return None, None
 
 
 def _judge_golden(bundle: Bundle, selftest: Mapping[str, Any]) -> Verdict:
@@ -288,29 +262,3 @@ def _figure(found: Mapping[str, Any] | None, name: str) -> tuple[float | None, s
     if found[name] is None:
         return None, "not measured: the original model is not here; give it with --model"
     return found[name], f"against the original model, {found['samples']} samples"
-
-
-def _latency(device: Device, latency: Mapping[str, Any] | None) -> tuple[float | None, str]:
-    if latency is None:
-        return None, f"{device.name} is an emulator, whose times say nothing about the board"
-    return latency["p50_ms"], f"median of {len(latency['samples_ms'])} runs on {device.name}"
-
-
-def latency_figures(measured: Measurement) -> dict[str, Any] | None:
-    """Summarise a measurement; None where it holds no times, as under an emulator."""
-    times = sorted(measured.samples_ms)
-    if not times:
-        return None
-    cuts = {name: _percentile(times, share) for name, share in (("p90_ms", 0.9), ("p99_ms", 0.99))}
-    return {
-        "samples_ms": [round(sample, 6) for sample in measured.samples_ms],
-        "min_ms": times[0],
-        "p50_ms": statistics.median(times),
-        **cuts,
-        "threads": measured.threads,
-        "device": measured.device,
-    }
-
-
-def _percentile(ordered: Sequence[float], share: float) -> float:
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]

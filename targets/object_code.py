@@ -1,18 +1,19 @@
 """Whether an executable holds the machine code of an object file.
 
 The linker copies an object's code as it is and fills in addresses, at the places that the object
-lists as relocations. So both are compared everywhere else. ELF, little-endian, of 32 or 64 bits:
-what every target has. Layout: System V gABI, chapters 4 and 5, "Sections" and "Relocation".
+lists as relocations. So both are compared everywhere else. Layout: System V gABI, chapter 4,
+"Relocation".
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
+
+from edgepress.targets.elf import sections
 
 _Bytes: TypeAlias = npt.NDArray[np.uint8]
 _Mask: TypeAlias = npt.NDArray[np.bool_]
@@ -44,26 +45,17 @@ def holds(executable: bytes, object_code: bytes) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class _Section:
-    kind: int
-    flags: int
-    offset: int
-    size: int
-    info: int  # of relocations: the number of the section that they are for
-
-
 def _text(data: bytes) -> tuple[_Bytes, _Mask]:
     """Return the bytes of the largest section of code, and which of them no linker changes."""
-    sections, wide = _sections(data)
-    codes = [s for s in sections if s.flags & _EXECUTABLE and s.kind != _NOTHING_ON_DISK]
+    found, wide = sections(data)
+    codes = [s for s in found if s.flags & _EXECUTABLE and s.kind != _NOTHING_ON_DISK]
     if not codes:
         raise ValueError("the object has no code")
     code = max(codes, key=lambda section: section.size)
     text = np.frombuffer(data, np.uint8, code.size, code.offset)
     fixed = np.ones(code.size, np.bool_)
-    for section in sections:
-        if section.kind not in (_REL, _RELA) or sections[section.info] is not code:
+    for section in found:
+        if section.kind not in (_REL, _RELA) or found[section.info] is not code:
             continue
         entry = {(True, _RELA): 24, (True, _REL): 16, (False, _RELA): 12, (False, _REL): 8}[
             wide, section.kind
@@ -73,24 +65,6 @@ def _text(data: bytes) -> tuple[_Bytes, _Mask]:
             before, after = _AROUND_BYTES
             fixed[max(place - before, 0) : place + after] = False
     return text, fixed
-
-
-def _sections(data: bytes) -> tuple[list[_Section], bool]:
-    """Return the sections of an ELF file, and whether it is one of 64 bits."""
-    if data[:4] != b"\x7fELF" or data[4:5] not in (b"\1", b"\2") or data[5:6] != b"\1":
-        raise ValueError("the object is no little-endian ELF file")
-    wide = data[4] == 2
-    place, at = ("<Q", 40) if wide else ("<I", 32)
-    (table,) = struct.unpack_from(place, data, at)
-    size, count = struct.unpack_from("<HH", data, at + (18 if wide else 14))
-    form = "<IIQQQQIIQQ" if wide else "<10I"
-    found = []
-    for number in range(count):
-        _, kind, flags, _, offset, length, _, info, _, _ = struct.unpack_from(
-            form, data, table + number * size
-        )
-        found.append(_Section(kind, flags, offset, length, info))
-    return found, wide
 
 
 def _longest_run(fixed: _Mask) -> tuple[int, int]:

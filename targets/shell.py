@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from edgepress.targets.base import DeviceFailed
+from edgepress.targets.children import child
 
 _PIECE_BYTES = 64 * 1024
 
@@ -72,32 +73,29 @@ def run_script(
         DeviceFailed: the device was not reached, the link broke, or time was up.
     """
     command = shell.words(script, arguments)
-    pipe = subprocess.PIPE
-    try:
-        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe)
-    except OSError as error:
-        raise DeviceFailed(f"{shell.name}: cannot start {command[0]}: {error}.") from None
     output = {"stdout": b"", "stderr": b""}
-    threads = [
-        threading.Thread(target=_drain, args=(process, name, output), daemon=True)
-        for name in output
-    ]
-    if stdin is not None:
-        threads.append(threading.Thread(target=_feed, args=(process, stdin, sent), daemon=True))
-    for thread in threads:
-        thread.start()
     try:
-        code = process.wait(timeout_s)
-        for thread in threads:  # a grandchild may hold the pipes open longer than the process lives
-            thread.join(5)
+        with child(command) as process:
+            threads = [
+                threading.Thread(target=_drain, args=(process, name, output), daemon=True)
+                for name in output
+            ]
+            if stdin is not None:
+                feed = threading.Thread(target=_feed, args=(process, stdin, sent), daemon=True)
+                threads.append(feed)
+            for thread in threads:
+                thread.start()
+            try:
+                code = process.wait(timeout_s)
+                for thread in threads:  # a grandchild may hold the pipes open a little longer
+                    thread.join(5)
+            finally:
+                if process.stdin is not None and stdin is None:
+                    process.stdin.close()
     except subprocess.TimeoutExpired:
         raise DeviceFailed(f"{shell.name}: no answer within {timeout_s:g} s.") from None
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        if process.stdin is not None and stdin is None:
-            process.stdin.close()
+    except OSError as error:
+        raise DeviceFailed(f"{shell.name}: cannot start {command[0]}: {error}.") from None
     result = subprocess.CompletedProcess(command, code, output["stdout"], output["stderr"])
     shell.check(result)
     return result
@@ -123,8 +121,9 @@ def _feed(
                 return
             while piece := source.read(_PIECE_BYTES):
                 stream.write(piece)
+                stream.flush()
                 total += len(piece)
                 if sent is not None:
                     sent(total)
-    except (BrokenPipeError, ValueError):
+    except (BrokenPipeError, ValueError, KeyboardInterrupt):  # who waits for it hears of all three
         pass

@@ -149,6 +149,21 @@ def find_device(spec: str) -> NamedDevice:
     return named[spec]
 
 
+def require_support(device: Device, folder: Path) -> None:
+    """Raise DeviceFailed where a device lacks CPU features that an executable needs.
+
+    Args:
+        device: where it is to run.
+        folder: holds it; nothing else need be there yet.
+    """
+    features = device.info(folder).get("features", {})
+    if missing := [name for name, present in features.items() if not present]:
+        raise DeviceFailed(
+            f"{device.name}: this board lacks {', '.join(missing)}, which the bundle needs. "
+            "Build it for the target that this board is."
+        )
+
+
 def host_architecture() -> str:
     """Architecture of this machine, as in `Target.architecture`."""
     machine = platform.machine().lower()

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -34,16 +33,18 @@ def test_every_command_has_help_an_example_json_and_debug(command: str) -> None:
 def test_the_commands_are_those_of_the_design() -> None:
     pipeline = ["run", "compress", "compile", "deploy", "verify", "infer", "bench", "unpack"]
     lists = ["inspect", "explain", "passes", "targets", "devices", "doctor"]
-    assert sorted(pipeline + lists) == COMMANDS
+    around = ["keygen", "sign", "image"]
+    assert sorted(pipeline + lists + around) == COMMANDS
 
 
 def test_help_and_mistakes_import_nothing_heavy() -> None:
     script = (
         "import sys\nfrom edgepress.pipeline import cli\n"
-        "try:\n    cli.main(['run', '--no-such-option'])\n"
-        "except SystemExit as stop:\n    assert stop.code == 2\n"
-        "heavy = {'tvm', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'rich'} & set(sys.modules)\n"
-        "assert not heavy, heavy\n"
+        "for words, code in ((['--help'], 0), (['run', '--no-such-option'], 2)):\n"
+        "    try:\n        cli.main(words)\n"
+        "    except SystemExit as stop:\n        assert stop.code == code\n"
+        "heavy = {'tvm', 'onnx', 'onnx_ir', 'onnxruntime', 'numpy', 'rich', 'cryptography'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=False
@@ -192,7 +193,7 @@ def test_an_interrupt_is_one_line(
     monkeypatch.setattr("edgepress.pipeline.commands.inspect", stop)
     code, out, err = edgepress("inspect", world.model)
     assert (code, out) == (130, "")
-    assert err.strip() == "edgepress: interrupted; nothing was changed."
+    assert err.strip() == "edgepress: interrupted; what had not finished is as it was."
 
 
 def test_run_and_verify(edgepress: Edgepress, world: World, tmp_path: Path) -> None:
@@ -288,6 +289,7 @@ def test_doctor_names_what_to_do(edgepress: Edgepress, monkeypatch: pytest.Monke
     assert code == 4
     missing = [check for check in json.loads(out)["checks"] if not check["ok"]]
     assert any("qemu-aarch64" in check["what"] for check in missing)
+    assert any(check["fix"] == "apt-get install openssh-client" for check in missing)
     assert all(check["fix"] for check in missing)
 
 
@@ -318,19 +320,6 @@ def test_bench_is_a_race(
             )
         ]
         assert ratio["max"] == max(shares)
-
-
-def test_help_answers_at_once() -> None:
-    best = min(help_seconds() for _ in range(3))
-    assert best < 0.5
-
-
-def help_seconds() -> float:
-    started = time.perf_counter()
-    subprocess.run(
-        [sys.executable, "-m", "edgepress.pipeline.cli", "--help"], capture_output=True, check=True
-    )
-    return time.perf_counter() - started
 
 
 def test_the_target_may_come_from_the_devices_file(

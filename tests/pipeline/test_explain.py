@@ -56,6 +56,9 @@ class Still(CommandDevice):
         runs: int,  # noqa: ARG002
         warm_up_seconds: float | None = None,  # noqa: ARG002
         cores: str | None = None,  # noqa: ARG002
+        defended: bool = False,  # noqa: ARG002
+        sustained_minutes: float | None = None,  # noqa: ARG002
+        mlperf: bool = False,  # noqa: ARG002
     ) -> Measurement:
         cost = 2.0 if folder.name == "bundle" else 3.0
         if self.emulates:

@@ -50,7 +50,7 @@ def found(skipped: list[tuple[str, str]]) -> tuple[list[Island], list[Row]]:
     rows = find_rows(program, graph)
     steps = [{"pass_name": "quantize-int8", "skipped": skipped, "options": {}}]
     bundle = Bundle(
-        folder=Path(), manifest=dataclasses.replace(manifest(), steps=steps), manifest_sha256=""
+        folder=Path(), manifest=dataclasses.replace(manifest(), steps=steps), manifest_bytes=b""
     )
     return find_islands(rows, program, graph, bundle), rows
 

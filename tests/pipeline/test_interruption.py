@@ -70,4 +70,4 @@ cli.main([])
         [sys.executable, "-c", code], capture_output=True, text=True, check=False
     )
     assert result.returncode == 130
-    assert result.stderr == "edgepress: interrupted; nothing was changed.\n"
+    assert result.stderr == "edgepress: interrupted; what had not finished is as it was.\n"

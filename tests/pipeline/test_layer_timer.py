@@ -107,6 +107,9 @@ class Made:
         seconds: float,
         runs: int,
         cores: str | None = None,
+        defended: bool = False,
+        sustained_minutes: float | None = None,
+        mlperf: bool = False,
     ) -> Measurement:
         raise NotImplementedError
 

@@ -141,6 +141,9 @@ class FakeDevice:
         seconds: float,  # noqa: ARG002
         runs: int,  # noqa: ARG002
         cores: str | None = None,  # noqa: ARG002
+        defended: bool = False,  # noqa: ARG002
+        sustained_minutes: float | None = None,  # noqa: ARG002
+        mlperf: bool = False,  # noqa: ARG002
     ) -> Measurement:
         size = float((folder / "weights.epw").stat().st_size)
         return Measurement(samples_ms=(size, size, 9e9), threads=1, device={})

@@ -3,17 +3,19 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import edgepress.targets.command_device as devices
+from edgepress.targets import children
 from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices import qemu
-from edgepress.targets.devices.base import device_names, open_device
+from edgepress.targets.devices.base import open_device
 from edgepress.targets.export import export
+from edgepress.targets.named_devices import device_names
 from edgepress.targets.program import Array
 from tests.targets.tiny import (
     ARMV7,
@@ -127,14 +129,16 @@ def test_a_profile_is_asked_for_as_a_bench_is(tmp_path: Path) -> None:
 
 def test_many_samples_go_in_parts(host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    run = subprocess.run
+    run = children.run
 
-    def spy(*args: object, **kwargs: object) -> object:
-        calls.append(len(kwargs["input"]))  # type: ignore[arg-type]
-        return run(*args, **kwargs)  # type: ignore[call-overload]
+    def spy(
+        command: Sequence[str], stdin: bytes, timeout_s: float
+    ) -> subprocess.CompletedProcess[bytes]:
+        calls.append(len(stdin))
+        return run(command, stdin, timeout_s)
 
     monkeypatch.setattr(devices, "_CHUNK_BYTES", 60)
-    monkeypatch.setattr(subprocess, "run", spy)
+    monkeypatch.setattr(children, "run", spy)
     feeds = [tiny_feed(seed) for seed in range(5)]
     check_answers(open_device("local", HOST).infer(host, feeds), feeds)
     assert calls == [0, 50, 50, 25]  # --info, then two samples of 25 bytes at a time
