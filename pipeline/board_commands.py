@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from edgepress.pipeline.commands import DEVICE, GATE, print_json
 from edgepress.pipeline.progress import Progress
@@ -174,7 +174,8 @@ def _show(outcomes: Sequence[Outcome[Deployment]], *, as_json: bool) -> None:
         return
     table = Table()
     for heading in ("board", "", "version", "before", "sent kB", "where, or why not"):
-        table.add_column(heading, justify="right" if heading == "sent kB" else "left")
+        justify: Literal["left", "right"] = "right" if heading == "sent kB" else "left"
+        table.add_column(heading, justify=justify, overflow="fold")
     for outcome in outcomes:
         done = outcome.value
         if done is None:

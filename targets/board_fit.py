@@ -80,12 +80,19 @@ def compare(
 
 def stopping(facts: BoardFacts, target: Target, glibc: Version | None = None) -> list[str]:
     """Say why bundles of a target do not start on a board; see `compare`."""
-    if target.architecture not in _RUNS.get(facts.machine, (facts.machine,)):
-        return [
-            f"its system is {facts.machine}, but {target.name} bundles are {target.architecture}. "
-            "Install another system, or build for another target."
-        ]
+    if wrong := wrong_architecture(facts.machine, target):
+        return [wrong]
     return [text for text in (_loader(facts, target, glibc), _features(facts, target)) if text]
+
+
+def wrong_architecture(machine: str, target: Target) -> str:
+    """Say that a board whose kernel is for `machine` runs no bundles of a target; empty: it may."""
+    if target.architecture in _RUNS.get(machine, (machine,)):
+        return ""
+    return (
+        f"its system is {machine}, but {target.name} bundles are {target.architecture}. "
+        "Install another system, or build for another target."
+    )
 
 
 def _features(facts: BoardFacts, target: Target) -> str:

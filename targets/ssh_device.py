@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgepress.targets.base import DeviceFailed, Measurement, OnDevice, Target
-from edgepress.targets.board_fit import compare
+from edgepress.targets.board_fit import compare, wrong_architecture
 from edgepress.targets.board_probe import probe
 from edgepress.targets.board_store import Store
 from edgepress.targets.command_device import CommandDevice
@@ -94,6 +94,15 @@ class SshDevice(CommandDevice):
         parts = [host, facts.board, facts.cpu, f"{len(facts.cores)} cores"]
         return ", ".join(part for part in parts if part)
 
+    @cached_property
+    def _wrong_architecture(self) -> str:
+        """Why the board's kernel runs no such bundles, asked before one is tried.
+
+        A shell takes an executable of another architecture for a script, and runs its bytes.
+        """
+        machine = run_script(self.shell, "uname -m", timeout_s=_ASK_S).stdout
+        return wrong_architecture(machine.decode("utf-8", "replace").strip(), self.target)
+
     def bench(
         self,
         folder: Path,
@@ -134,6 +143,8 @@ class SshDevice(CommandDevice):
         Raises:
             DeviceFailed: as `CommandDevice.start`, and where the board cannot run such bundles.
         """
+        if not self.emulated and self._wrong_architecture:
+            raise DeviceFailed(f"{self.name}: {self._wrong_architecture}")
         there = folder if isinstance(folder, OnDevice) else self.staged(folder)
         words = [*self.prefix, f"{there}/model", *arguments]
         if stdin:
