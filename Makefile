@@ -33,7 +33,7 @@ test: $(VENV)/.installed
 	@test -x /usr/sbin/sshd || { \
 		echo "sshd is missing: tests of boards on loopback will be skipped. To run them:"; \
 		echo "    sudo apt-get install -y $(LOOPBACK_PACKAGES)"; }
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 fuzz: $(VENV)/.installed
 	@command -v clang >/dev/null || { \

@@ -20,7 +20,6 @@ from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.signing import require_signature
 from edgepress.pipeline.verify import bundle_target
 from edgepress.targets.base import DeviceFailed, LinkBroken, OnDevice, Unreachable
-from edgepress.targets.board_store import NotOurs, Store
 from edgepress.targets.devices.base import (
     Device,
     find_device,
@@ -28,7 +27,8 @@ from edgepress.targets.devices.base import (
     open_shell,
     require_support,
 )
-from edgepress.targets.ssh_device import SshDevice
+from edgepress.targets.remote.board_store import NotOurs, Store
+from edgepress.targets.remote.ssh_device import SshDevice
 
 _STAYS_HERE = ("graph",)
 

@@ -12,12 +12,12 @@ from edgepress.pipeline.fleet import on_devices
 from edgepress.pipeline.fleet_progress import FleetProgress
 from edgepress.pipeline.progress import Progress
 from edgepress.targets.base import DeviceFailed, Target, TargetError, UnknownTarget
-from edgepress.targets.board_fit import Finding, compare, stopping
-from edgepress.targets.board_probe import BoardFacts, probe
 from edgepress.targets.devices.base import find_device, open_device, open_shell
 from edgepress.targets.glibc_needs import linked_glibc
 from edgepress.targets.load import load_target, target_names
 from edgepress.targets.named_devices import NamedDevice, named_devices
+from edgepress.targets.remote.board_fit import Finding, compare, stopping
+from edgepress.targets.remote.board_probe import BoardFacts, probe
 
 _KINDS = ("stops", "spoils", "note")
 _HOST_ONLY = "native"  # describes the machine that builds, whatever board runs it

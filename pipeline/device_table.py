@@ -14,8 +14,8 @@ from edgepress.pipeline.device_rows import DeviceRow, examine
 from edgepress.pipeline.fleet_progress import FleetProgress, one_line
 from edgepress.pipeline.report import console
 from edgepress.targets.base import TargetError
-from edgepress.targets.board_probe import BoardFacts, Core
 from edgepress.targets.load import load_target
+from edgepress.targets.remote.board_probe import BoardFacts, Core
 
 _STYLES = {"stops": "red", "spoils": "yellow", "note": "cyan"}
 _LABELS = {"stops": "stops", "spoils": "spoils times", "note": "note"}

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from edgepress.targets.base import DeviceFailed, Measurement, Target
 from edgepress.targets.named_devices import NamedDevice, device_names, named_devices
 from edgepress.targets.program import Array
-from edgepress.targets.shell import LocalShell, Shell
+from edgepress.targets.remote.shell import LocalShell, Shell
 
 _MACHINES = {"amd64": "x86_64", "arm64": "aarch64"}
 

@@ -7,10 +7,10 @@ import threading
 from weakref import WeakValueDictionary
 
 from edgepress.targets.base import Target
-from edgepress.targets.board_store import Store
 from edgepress.targets.named_devices import NamedDevice
-from edgepress.targets.ssh_device import SshDevice
-from edgepress.targets.ssh_shell import SshShell
+from edgepress.targets.remote.board_store import Store
+from edgepress.targets.remote.ssh_device import SshDevice
+from edgepress.targets.remote.ssh_shell import SshShell
 
 _shells: WeakValueDictionary[tuple[str, ...], SshShell] = WeakValueDictionary()
 _lock = threading.Lock()

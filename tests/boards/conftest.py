@@ -29,8 +29,8 @@ from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.cli import main
 from edgepress.pipeline.recipe import load_recipe
 from edgepress.pipeline.run import Request, run
-from edgepress.targets import board_store
 from edgepress.targets.load import load_target
+from edgepress.targets.remote import board_store
 from tests.graphs import net, random
 from tests.loopback import QEMU_AARCH64, Board, Lab
 from tests.targets.tiny import need

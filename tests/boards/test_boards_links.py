@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepress.targets import ssh_shell
+from edgepress.targets.remote import ssh_shell
 from tests.boards.conftest import (
     SSH_OVERHEAD_BYTES,
     Bundles,

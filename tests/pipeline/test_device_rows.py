@@ -7,8 +7,8 @@ from pathlib import Path
 
 from edgepress.pipeline.device_rows import DeviceRow, examine
 from edgepress.pipeline.fleet_progress import FleetProgress
-from edgepress.targets.board_scripts import TOOLS
 from edgepress.targets.devices.base import host_architecture
+from edgepress.targets.remote.board_scripts import TOOLS
 from tests.loopback import QEMU_AARCH64, Lab
 
 

@@ -16,12 +16,12 @@ from edgepress.pipeline.device_rows import DeviceRow, examine
 from edgepress.pipeline.device_table import devices, show_devices
 from edgepress.pipeline.fleet_progress import FleetProgress
 from edgepress.targets.base import DeviceFailed, Unreachable
-from edgepress.targets.board_probe import BoardFacts, Core
-from edgepress.targets.board_scripts import TOOLS
 from edgepress.targets.devices.base import host_architecture
 from edgepress.targets.load import target_names
 from edgepress.targets.named_devices import InvalidDevices
-from edgepress.targets.shell import Shell
+from edgepress.targets.remote.board_probe import BoardFacts, Core
+from edgepress.targets.remote.board_scripts import TOOLS
+from edgepress.targets.remote.shell import Shell
 
 WIDEST = 100
 

@@ -28,7 +28,7 @@ from edgepress.pipeline.progress import Progress
 from edgepress.targets import children
 from edgepress.targets.base import DeviceFailed, LinkBroken
 from edgepress.targets.named_devices import InvalidDevices
-from edgepress.targets.shell import LocalShell, run_script
+from edgepress.targets.remote.shell import LocalShell, run_script
 
 BOARDS = [f"ssh:board-{number}" for number in range(20)]
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from edgepress.targets.base import LinkBroken
-from edgepress.targets.board_scripts import TOOLS
-from edgepress.targets.shell import Shell
+from edgepress.targets.remote.board_scripts import TOOLS
+from edgepress.targets.remote.shell import Shell
 from tests.targets.tiny import need
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepress.targets.board_scripts import TOOLS
+from edgepress.targets.remote.board_scripts import TOOLS
 
 PROGRAMS = {*TOOLS.split(), "sed", "sort", "tr"}
 SHELLS = {"dash": ("dash",), "busybox": ("busybox", "sh")}

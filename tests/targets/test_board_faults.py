@@ -12,10 +12,10 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from edgepress.targets import board_upload
 from edgepress.targets.base import DeviceFailed, LinkBroken, OnDevice
-from edgepress.targets.board_scripts import TOOLS
-from edgepress.targets.board_store import Store
+from edgepress.targets.remote import board_upload
+from edgepress.targets.remote.board_scripts import TOOLS
+from edgepress.targets.remote.board_store import Store
 from tests.targets.board_shells import (
     BareShell,
     FaultyShell,

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from edgepress.targets.base import Target
-from edgepress.targets.board_fit import compare, stopping
-from edgepress.targets.board_probe import BoardFacts, Core
-from edgepress.targets.board_scripts import TOOLS
 from edgepress.targets.load import load_target, target_names
+from edgepress.targets.remote.board_fit import compare, stopping
+from edgepress.targets.remote.board_probe import BoardFacts, Core
+from edgepress.targets.remote.board_scripts import TOOLS
 
 FINE = BoardFacts(
     machine="aarch64",
@@ -197,7 +197,7 @@ def test_the_page_on_devices_has_what_is_said() -> None:
         for phrase in re.findall(r"`([^`]+)`", line.split(" | ")[0])
     ]
     assert len(phrases) > 20
-    names = ("targets/board_fit.py", "targets/board_probe.py", "targets/base.py")
+    names = ("targets/remote/board_fit.py", "targets/remote/board_probe.py", "targets/base.py")
     sources = [root / name for name in (*names, "pipeline/device_rows.py")]
     text = re.sub(r'"\n\s+f?"', "", "".join(path.read_text(encoding="utf-8") for path in sources))
     assert [phrase for phrase in phrases if phrase not in text] == []

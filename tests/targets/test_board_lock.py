@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from edgepress.targets.base import DeviceFailed, LinkBroken
-from edgepress.targets.board_lock import BoardLock
-from edgepress.targets.board_store import Store
+from edgepress.targets.remote.board_lock import BoardLock
+from edgepress.targets.remote.board_store import Store
 from tests.targets.board_shells import (
     BareShell,
     FaultyShell,
@@ -156,8 +156,8 @@ def test_many_at_once_get_it_one_after_another(shell: BareShell, root: Path) -> 
 
 PROGRAM = """
 import sys
-from edgepress.targets.board_lock import BoardLock
-from edgepress.targets.shell import LocalShell
+from edgepress.targets.remote.board_lock import BoardLock
+from edgepress.targets.remote.shell import LocalShell
 lock = BoardLock(LocalShell(), sys.argv[1], 0)
 with lock.held():
     print("held", flush=True)

@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.board_probe import BoardFacts, parse_facts, probe
-from edgepress.targets.board_scripts import TOOLS
-from edgepress.targets.shell import LocalShell
+from edgepress.targets.remote.board_probe import BoardFacts, parse_facts, probe
+from edgepress.targets.remote.board_scripts import TOOLS
+from edgepress.targets.remote.shell import LocalShell
 from tests.targets import board_trees
 from tests.targets.board_trees import SHELLS, Board, frequencies, programs
 from tests.targets.tiny import need

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from edgepress.targets import board_upload
 from edgepress.targets.base import DeviceFailed, OnDevice
-from edgepress.targets.board_answers import version_id
-from edgepress.targets.board_scripts import TOOLS
-from edgepress.targets.board_store import NotOurs, Store
+from edgepress.targets.remote import board_upload
+from edgepress.targets.remote.board_answers import version_id
+from edgepress.targets.remote.board_scripts import TOOLS
+from edgepress.targets.remote.board_store import NotOurs, Store
 from tests.targets.board_shells import BareShell, bare_shell
 
 FILES = {

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.shell import LocalShell, run_script
+from edgepress.targets.remote.shell import LocalShell, run_script
 
 SHELL = LocalShell("here")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 import edgepress.targets.command_device as command_device
-import edgepress.targets.ssh_device as ssh_device
+import edgepress.targets.remote.ssh_device as ssh_device
 from edgepress.targets.base import DeviceFailed, LinkBroken, OnDevice, Target
 from edgepress.targets.devices.base import host_architecture, open_device
-from edgepress.targets.ssh_device import SshDevice
+from edgepress.targets.remote.ssh_device import SshDevice
 from tests.loopback import Lab, boards
 from tests.targets.tiny import HOST, PI4, export_tiny, need, tiny_answer, tiny_feed
 

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from edgepress.targets import ssh_shell
 from edgepress.targets.base import DeviceFailed, LinkBroken, Unreachable
-from edgepress.targets.shell import run_script
-from edgepress.targets.ssh_failures import failure
-from edgepress.targets.ssh_shell import SshShell
+from edgepress.targets.remote import ssh_shell
+from edgepress.targets.remote.shell import run_script
+from edgepress.targets.remote.ssh_failures import failure
+from edgepress.targets.remote.ssh_shell import SshShell
 from tests.loopback import Lab
 
 

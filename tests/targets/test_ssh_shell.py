@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from edgepress.targets import ssh_shell
 from edgepress.targets.base import DeviceFailed, LinkBroken
 from edgepress.targets.devices.base import open_shell
-from edgepress.targets.shell import LocalShell, Shell, run_script
-from edgepress.targets.ssh_shell import SshAddress, SshShell
+from edgepress.targets.remote import ssh_shell
+from edgepress.targets.remote.shell import LocalShell, Shell, run_script
+from edgepress.targets.remote.ssh_shell import SshAddress, SshShell
 from tests.loopback import Lab, boards
 
 # Reads nothing, and ends when whoever waits for it is gone.
@@ -322,8 +322,8 @@ def test_an_answer_that_takes_too_long_ends_the_script(lab: Lab, shell: SshShell
 
 PROGRAM = """
 import sys
-from edgepress.targets.shell import run_script
-from edgepress.targets.ssh_shell import SshShell
+from edgepress.targets.remote.shell import run_script
+from edgepress.targets.remote.ssh_shell import SshShell
 shell = SshShell("pi", sys.argv[1])
 run_script(shell, "true", timeout_s=60)
 run_script(shell, "touch started; read -r _; exit 7", timeout_s=60, stdin=None)

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from edgepress.targets._probe_script import SCRIPT
-from edgepress.targets.arm_cores import core_name
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.board_scripts import TOOLS
-from edgepress.targets.shell import Shell, run_script
+from edgepress.targets.remote._probe_script import SCRIPT
+from edgepress.targets.remote.arm_cores import core_name
+from edgepress.targets.remote.board_scripts import TOOLS
+from edgepress.targets.remote.shell import Shell, run_script
 
 PROBE_S = 60
 _BEGIN, _END = "edgepress-probe", "edgepress-end"

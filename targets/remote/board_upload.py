@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.board_answers import SUMS, BoardContents
+from edgepress.targets.remote.board_answers import SUMS, BoardContents
 
 EXECUTABLE = "model"
 STAYS_HERE = ("graph.onnx", "evidence.json")

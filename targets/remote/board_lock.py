@@ -17,10 +17,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from edgepress.targets import board_scripts
 from edgepress.targets.base import DeviceFailed
-from edgepress.targets.board_answers import failure
-from edgepress.targets.shell import Shell, run_script
+from edgepress.targets.remote import board_scripts
+from edgepress.targets.remote.board_answers import failure
+from edgepress.targets.remote.shell import Shell, run_script
 
 _BEAT_S = 3.0
 _DEAD_S = 60  # without a beat: more than any machine under load takes for one

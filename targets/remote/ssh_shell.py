@@ -25,7 +25,7 @@ from pathlib import Path
 
 from edgepress.targets import children
 from edgepress.targets.base import DeviceFailed, LinkBroken, Unreachable
-from edgepress.targets.ssh_failures import SSH_FAILED, failure
+from edgepress.targets.remote.ssh_failures import SSH_FAILED, failure
 
 _CONNECT_S = 20
 _LOGIN_S = 120  # a key on a token waits for a finger

@@ -21,9 +21,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
-from edgepress.targets import board_scripts
 from edgepress.targets.base import DeviceFailed, LinkBroken, OnDevice, Unreachable
-from edgepress.targets.board_answers import (
+from edgepress.targets.remote import board_scripts
+from edgepress.targets.remote.board_answers import (
     SUMS,
     BoardContents,
     failure,
@@ -31,8 +31,8 @@ from edgepress.targets.board_answers import (
     sums_text,
     version_id,
 )
-from edgepress.targets.board_lock import BoardLock
-from edgepress.targets.board_upload import (
+from edgepress.targets.remote.board_lock import BoardLock
+from edgepress.targets.remote.board_upload import (
     EXECUTABLE,
     File,
     Piece,
@@ -40,7 +40,7 @@ from edgepress.targets.board_upload import (
     list_files,
     plan_upload,
 )
-from edgepress.targets.shell import Shell, run_script
+from edgepress.targets.remote.shell import Shell, run_script
 
 ROOT = "~/edgepress"
 

@@ -12,13 +12,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from edgepress.targets.base import DeviceFailed, Measurement, OnDevice, Target
-from edgepress.targets.board_fit import compare, wrong_architecture
-from edgepress.targets.board_probe import probe
-from edgepress.targets.board_store import Store
 from edgepress.targets.command_device import CommandDevice
 from edgepress.targets.devices.base import require_support
 from edgepress.targets.glibc_needs import Version, linked_glibc, needed_glibc
-from edgepress.targets.shell import Shell, run_script
+from edgepress.targets.remote.board_fit import compare, wrong_architecture
+from edgepress.targets.remote.board_probe import probe
+from edgepress.targets.remote.board_store import Store
+from edgepress.targets.remote.shell import Shell, run_script
 
 _ASK_S = 60
 _KILL_AFTER_S = 5

@@ -9,8 +9,8 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from edgepress.targets import board_scripts
 from edgepress.targets.base import DeviceFailed, LinkBroken
+from edgepress.targets.remote import board_scripts
 
 SUMS = "SHA256SUMS"
 

@@ -8,9 +8,9 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from edgepress.targets.base import Target
-from edgepress.targets.board_probe import BoardFacts
-from edgepress.targets.board_scripts import TOOLS
 from edgepress.targets.glibc_needs import Version, parse_version, version_text
+from edgepress.targets.remote.board_probe import BoardFacts
+from edgepress.targets.remote.board_scripts import TOOLS
 
 _LOADERS = {
     "aarch64-linux-gnu": "/lib/ld-linux-aarch64.so.1",

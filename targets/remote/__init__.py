@@ -1,0 +1,1 @@
+"""Boards and other places where bundles run: shells there, versions of bundles, what a board is."""
