@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from edgepress.pipeline.commands import DEVICE, GATE, print_json
+from edgepress.pipeline.commands import DEVICE, GATE
+from edgepress.pipeline.json_document import print_json
 from edgepress.pipeline.progress import Progress
 
 if TYPE_CHECKING:

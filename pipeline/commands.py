@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgepress.pipeline.cache import Cache, cache_folder
+from edgepress.pipeline.json_document import print_json
 from edgepress.pipeline.progress import Progress
 
 if TYPE_CHECKING:
@@ -358,9 +358,3 @@ def _target(name: str | None, device: str | None) -> Target:
 
 def _cache(no_cache: bool) -> Cache | None:
     return None if no_cache else Cache(cache_folder())
-
-
-def print_json(document: Mapping[str, Any]) -> None:
-    """Print the one JSON document of a command."""
-    json.dump(document, sys.stdout, indent=1, allow_nan=False, default=str)
-    print()

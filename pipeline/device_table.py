@@ -9,9 +9,10 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from edgepress.pipeline.commands import DEVICE, print_json
+from edgepress.pipeline.commands import DEVICE
 from edgepress.pipeline.device_rows import DeviceRow, examine
 from edgepress.pipeline.fleet_progress import FleetProgress, one_line
+from edgepress.pipeline.json_document import print_json
 from edgepress.pipeline.report import console
 from edgepress.targets.base import TargetError
 from edgepress.targets.load import load_target

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 
 from edgepress.pipeline.cache import Cache, cache_folder
+from edgepress.pipeline.json_document import print_json
 from edgepress.pipeline.progress import Progress
 
 
@@ -33,8 +32,7 @@ def explain(
         progress=Progress(),
     )
     if as_json:
-        json.dump(found.to_json(), sys.stdout, indent=1, allow_nan=False)
-        print()
+        print_json(found.to_json())
     else:
         show_explanation(found, console())
     return 0

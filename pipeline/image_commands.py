@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -19,6 +18,7 @@ from edgepress.pipeline.image import (
     size_bytes,
     stage_of,
 )
+from edgepress.pipeline.json_document import print_json
 
 
 def image(
@@ -76,8 +76,7 @@ def image(
             "size_bytes": size,
             "use": wanted.use,
         }
-        json.dump(document, sys.stdout, indent=1)
-        print()
+        print_json(document)
     elif print_only:
         print(shlex.join(wanted.command))
     else:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import sys
-from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+
+from edgepress.pipeline.json_document import print_json
 
 
 def passes(*, as_json: bool) -> int:
@@ -32,7 +31,7 @@ def passes(*, as_json: bool) -> int:
         always = name in CANONICAL
         rows.append({"name": name, "summary": summary, "always": always, "options": options})
     if as_json:
-        _print_json({"passes": rows})
+        print_json({"passes": rows})
         return 0
     table = _table("pass", "what it does", "options")
     for row in rows:
@@ -55,7 +54,7 @@ def targets(*, as_json: bool) -> int:
         except TargetError as error:
             rows.append({"name": name, "description": str(error), "cpu": None, "isa": None})
     if as_json:
-        _print_json({"targets": rows})
+        print_json({"targets": rows})
         return 0
     table = _table("target", "cpu", "instructions", "what it is")
     for row in rows:
@@ -70,7 +69,7 @@ def doctor(*, as_json: bool) -> int:
 
     findings = examine()
     if as_json:
-        _print_json({"checks": [dataclasses.asdict(finding) for finding in findings]})
+        print_json({"checks": [dataclasses.asdict(finding) for finding in findings]})
     else:
         table = _table("", "what", "found", "what to do")
         for finding in findings:
@@ -87,8 +86,3 @@ def _table(*headings: str) -> Table:
     for heading in headings:
         table.add_column(heading)
     return table
-
-
-def _print_json(document: dict[str, Sequence[object]]) -> None:
-    json.dump(document, sys.stdout, indent=1, default=str)
-    print()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
+
+from edgepress.pipeline.json_document import print_json
 
 PASSPHRASE = "EDGEPRESS_KEY_PASSPHRASE"
 
@@ -18,8 +19,7 @@ def keygen(path: Path, *, passphrase: bool, as_json: bool) -> int:
     digest = fingerprint(read_public_key(public))
     if as_json:
         facts = {"key": str(path), "public_key": str(public), "public_key_sha256": digest}
-        json.dump(facts, sys.stdout, indent=1)
-        print()
+        print_json(facts)
     else:
         print(f"{path}: the private key, which signs; keep it to yourself")
         print(f"{public}: the public key, for `edgepress deploy --require-signature`")
@@ -45,8 +45,7 @@ def sign(folder: Path, *, key: Path, as_json: bool) -> int:
             "manifest_sha256": bundle.manifest_sha256,
             "public_key_sha256": digest,
         }
-        json.dump(facts, sys.stdout, indent=1)
-        print()
+        print_json(facts)
     else:
         print(f"{signature}: by the key whose public one has the SHA-256 {digest}")
     return 0

@@ -23,6 +23,7 @@ from tests.boards.conftest import (
     when,
 )
 from tests.loopback import Board, Lab
+from tests.loopback_link import Link
 
 
 @pytest.fixture(autouse=True)
@@ -79,14 +80,22 @@ def test_an_upload_goes_on_where_the_link_broke(
     assert link.sent_bytes - sent_before_last[0] < missing + SSH_OVERHEAD_BYTES
 
 
-def test_where_it_gives_up_the_next_deployment_goes_on(
+def slow_after_the_first(
     bundles: Bundles, lab: Lab, board: Board, edgepress: Edgepress
-) -> None:
+) -> tuple[Path, tuple[object, ...], Link]:
+    """Deploy the first bundle, then slow the link down: its place, the options, and the link."""
     place = board.home / "edgepress/net"
     to = ("-d", board.name, "--to", place)
     edgepress("deploy", bundles.first, *to)
     link = lab.link(board)
     link.throttle(2_000_000)
+    return place, to, link
+
+
+def test_where_it_gives_up_the_next_deployment_goes_on(
+    bundles: Bundles, lab: Lab, board: Board, edgepress: Edgepress
+) -> None:
+    place, to, link = slow_after_the_first(bundles, lab, board, edgepress)
     link.cut_after(600_000, times=1000)
     ended = edgepress("deploy", bundles.second, *to)
     assert ended.code == 5
@@ -108,11 +117,7 @@ def test_where_it_gives_up_the_next_deployment_goes_on(
 def test_a_link_that_is_gone_for_good(
     bundles: Bundles, lab: Lab, board: Board, edgepress: Edgepress
 ) -> None:
-    place = board.home / "edgepress/net"
-    to = ("-d", board.name, "--to", place)
-    edgepress("deploy", bundles.first, *to)
-    link = lab.link(board)
-    link.throttle(2_000_000)
+    place, to, link = slow_after_the_first(bundles, lab, board, edgepress)
     gone = when(lambda: arrived_bytes(board) > 500_000, "weights", link.close)
     ended = edgepress("deploy", bundles.second, *to)
     gone.join()
@@ -126,11 +131,7 @@ def test_a_link_that_is_gone_for_good(
 def test_a_link_that_stalls_for_good_is_given_up(
     bundles: Bundles, lab: Lab, board: Board, edgepress: Edgepress
 ) -> None:
-    place = board.home / "edgepress/net"
-    to = ("-d", board.name, "--to", place)
-    edgepress("deploy", bundles.first, *to)
-    link = lab.link(board)
-    link.throttle(2_000_000)
+    place, to, link = slow_after_the_first(bundles, lab, board, edgepress)
     stalls = when(lambda: arrived_bytes(board) > 500_000, "weights", link.stall)
     ended = edgepress("deploy", bundles.second, *to)
     stalls.join()

@@ -1,6 +1,7 @@
 """One small int8 bundle for this machine, built once for all tests that need a real one."""
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 
-from edgepress.pipeline import verify
+from edgepress.pipeline import interruption, verify
 from edgepress.pipeline.cache import Cache
 from edgepress.pipeline.cli import main
 from edgepress.pipeline.recipe import load_recipe, parse_recipe
@@ -115,3 +116,15 @@ def edgepress(
         return int(caught.value.code or 0), printed.out, printed.err
 
     return call
+
+
+@pytest.fixture
+def handlers() -> Iterator[None]:
+    """Handle signals as the command line does; afterwards as before, with none remembered."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(number) for number in numbers]
+    interruption.install()
+    yield
+    interruption.install()
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)

@@ -7,12 +7,12 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from edgepress.pipeline import fleet, interruption
+from edgepress.pipeline import fleet
 from edgepress.pipeline.fleet import (
     MOST_AT_ONCE,
     Outcome,
@@ -42,18 +42,6 @@ def named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
         monkeypatch.setenv("EDGEPRESS_DEVICES", str(tmp_path / "devices.toml"))
 
     return write
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Handle signals as the command line does; afterwards as before."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    interruption.install()
-    yield
-    interruption.install()
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def quiet(devices: list[str], work: Callable[[str, Progress], str]) -> list[Outcome[str]]:

@@ -6,24 +6,11 @@ import contextlib
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
 from edgepress.pipeline import interruption
 from edgepress.pipeline.progress import Progress
-
-
-@pytest.fixture
-def handlers() -> Iterator[None]:
-    """Put the handlers of the test run back, and forget the signal."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.getsignal(number) for number in numbers]
-    interruption.install()
-    yield
-    interruption.install()
-    for number, handler in zip(numbers, before, strict=True):
-        signal.signal(number, handler)
 
 
 def swallow(number: int) -> None:
