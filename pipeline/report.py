@@ -96,7 +96,7 @@ def facts(bundle: Bundle, evidence: Mapping[str, Any] | None) -> list[tuple[str,
     rows = [
         ("bundle", f"{bundle.folder} for {manifest.target['name']}, {manifest.arithmetic}"),
         ("on the board", f"{size(bundle.deployed_bytes)} (the model file had {size(raw)})"),
-        ("memory", f"{size(manifest.memory['arena_bytes'])} for activations"),
+        ("memory", f"{size(manifest.memory['arena_bytes'])} for activations{_peak(evidence)}"),
     ]
     if bundle.has_coded_weights:
         rows.append(("weights", _weights(manifest)))
@@ -131,6 +131,14 @@ def latency_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
         text = f"unverified; {quantity(evidence['instructions'])} instructions per inference"
         return [("latency", f"{text} in the emulator")]
     return []
+
+
+def _peak(evidence: Mapping[str, Any] | None) -> str:
+    """Say what the process took on the one device that it was measured on."""
+    if evidence is None or "fleet" in evidence:
+        return ""
+    peak = evidence["device"].get("peak_memory_bytes")
+    return f"; all of the process at its peak {size(peak)}" if peak else ""
 
 
 def _weights(manifest: Manifest) -> str:

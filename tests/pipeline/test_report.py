@@ -32,6 +32,7 @@ def test_notes_gates_and_sizes_are_printed(world: World) -> None:
     assert "size_bytes" in text
     assert "top-1" in text
     assert re.search(r"ms( \[.*\])? median|latency +refused: .* ms\)", text)
+    assert re.search(r"for activations; all of the process at its peak [\d.]+ MB", text)
 
 
 def coded(world: World) -> World:
