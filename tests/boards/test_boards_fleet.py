@@ -117,7 +117,7 @@ def test_ctrl_c_ends_them_all(bundles: Bundles, lab: Lab, processes: Processes) 
         shutil.rmtree(board.home / "edgepress", ignore_errors=True)
     links = [lab.link(board) for board in lab.boards]
     for link in links:
-        link.throttle(200_000)
+        link.throttle(100_000)
     try:
         running = processes.start("deploy", bundles.first, "--all")
         wait_for(lambda: sum(link.sent_bytes > 50_000 for link in links) > COUNT // 2, "uploads")
@@ -127,6 +127,9 @@ def test_ctrl_c_ends_them_all(bundles: Bundles, lab: Lab, processes: Processes) 
         for board in lab.boards:
             lab.configure(board, Port=port)
     assert ended.code == 130, ended.err
-    for board in lab.boards:
+    places = [board.home / "edgepress/first" for board in lab.boards]
+    for board, place in zip(lab.boards, places, strict=True):
         board.wait_until_idle()
-        assert not (board.home / "edgepress/first").exists()
+        # one that was much faster than most may have finished before
+        assert not place.exists() or installed(place) == digests(bundles.first)
+    assert sum(place.exists() for place in places) < COUNT // 2
