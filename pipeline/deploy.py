@@ -28,7 +28,6 @@ from edgepress.targets.devices.base import (
     require_support,
 )
 from edgepress.targets.remote.board_store import NotOurs, Store
-from edgepress.targets.remote.ssh_device import SshDevice
 
 _STAYS_HERE = ("graph",)
 
@@ -172,7 +171,7 @@ def _deployment(
 
 def _place(opened: Device, bundle: Bundle, destination: str | Path | None) -> tuple[Store, str]:
     """Return where a bundle goes: the folder for bundles on the device, and its name there."""
-    shell = opened.shell if isinstance(opened, SshDevice) else open_shell(opened.name)
+    shell = open_shell(opened.name)
     if destination is None:
         return Store(shell, find_device(opened.name).folder), bundle.manifest.name
     path = PurePosixPath(destination)
