@@ -160,7 +160,7 @@ def _show(outcomes: Sequence[Outcome[Deployment]], *, as_json: bool) -> None:
     from rich.text import Text
 
     from edgepress.pipeline import report
-    from edgepress.pipeline.fleet_progress import one_line
+    from edgepress.pipeline.printable import one_line
 
     if as_json:
         rows = [

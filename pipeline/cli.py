@@ -39,6 +39,7 @@ from edgepress.pipeline.cli_options import (
     example,
     output,
 )
+from edgepress.pipeline.printable import printable
 
 BUG, USAGE, REFUSED, COMPILE, DEVICE, GATE, INTERRUPTED = 1, 2, 3, 4, 5, 6, 130
 # By name, since importing the classes would import everything
@@ -430,7 +431,7 @@ def _fail(error: Exception, arguments: list[str]) -> int:
     """Print one paragraph, with --json a document too, and return the exit code."""
     if "--debug" in arguments:
         traceback.print_exc()
-    code, message = exit_code(error), _printable(_paragraph(error))
+    code, message = exit_code(error), printable(_paragraph(error))
     if code == BUG:
         message = (
             f"this is a bug in edgepress: {type(error).__name__}: {message.rstrip('.')}. "
@@ -441,11 +442,6 @@ def _fail(error: Exception, arguments: list[str]) -> int:
         kind = type(error).__name__
         print(json.dumps({"error": {"code": code, "kind": kind, "message": message}}))
     return code
-
-
-def _printable(text: str) -> str:
-    """Drop what could steer a terminal: messages quote what boards and files say."""
-    return "".join(each if each.isprintable() or each == "\n" else "?" for each in text)
 
 
 def exit_code(error: Exception) -> int:

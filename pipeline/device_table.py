@@ -11,8 +11,9 @@ from rich.text import Text
 
 from edgepress.pipeline.commands import DEVICE
 from edgepress.pipeline.device_rows import DeviceRow, examine
-from edgepress.pipeline.fleet_progress import FleetProgress, one_line
+from edgepress.pipeline.fleet_progress import FleetProgress
 from edgepress.pipeline.json_document import print_json
+from edgepress.pipeline.printable import one_line
 from edgepress.pipeline.report import console
 from edgepress.targets.base import TargetError
 from edgepress.targets.load import load_target

@@ -11,21 +11,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from edgepress.pipeline import interruption
+from edgepress.pipeline.printable import one_line
 from edgepress.pipeline.progress import Clock, Progress
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Lines
     from rich.progress import TaskID
-
-
-def one_line(text: str) -> str:
-    r"""Return text of a board's as one line without control characters.
-
-    >>> one_line("no space\nleft on \x1b[31mdevice")
-    'no space left on ?[31mdevice'
-    """
-    words = " ".join(text.split())
-    return "".join(each if each.isprintable() else "?" for each in words)
 
 
 class FleetProgress:

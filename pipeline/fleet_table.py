@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from edgepress.pipeline.evidence import overall
-from edgepress.pipeline.fleet_progress import one_line
 from edgepress.pipeline.gates import FAIL, PASS, UNVERIFIED
 from edgepress.pipeline.latency_words import median
-from edgepress.pipeline.report import size
+from edgepress.pipeline.printable import one_line
+from edgepress.pipeline.report import peak_memory
 
 HEADINGS = ("board", "verdict", "median latency", "peak memory", "temperature", "accuracy", "what")
 ERROR = "error"
@@ -60,7 +60,7 @@ def board_cells(entry: Mapping[str, Any]) -> list[str]:
         name,
         _verdict(entry),
         _NOTHING if latency is None else median(latency),
-        _memory(found["device"]),
+        peak_memory(found) or _NOTHING,
         _temperature(latency),
         _accuracy(found["accuracy"]),
         one_line(_what(found)),
@@ -88,11 +88,6 @@ def _what(found: Mapping[str, Any]) -> str:
         what = "refused" if latency["p50_ms"] is None else "not defended"
         parts.append(f"latency {what}: {first}{more}")
     return "; ".join(parts)
-
-
-def _memory(device: Mapping[str, Any]) -> str:
-    peak = device.get("peak_memory_bytes")
-    return size(peak) if isinstance(peak, int) and peak else _NOTHING
 
 
 def _temperature(latency: Mapping[str, Any] | None) -> str:

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from edgepress.pipeline.bundle import Bundle
-from edgepress.pipeline.fleet_progress import one_line
 from edgepress.pipeline.fleet_table import HEADINGS as BOARD_HEADINGS
 from edgepress.pipeline.fleet_table import board_cells
 from edgepress.pipeline.latency_picture import sustained_picture, windows_picture
 from edgepress.pipeline.ledger_table import HEADINGS, cells, ledger_picture
+from edgepress.pipeline.printable import one_line
 from edgepress.pipeline.report import facts, latency_rows, quantity, size
 
 BAR_PIXELS, ROW_PIXELS, LABEL_PIXELS = 360, 22, 170

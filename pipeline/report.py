@@ -133,12 +133,18 @@ def latency_rows(evidence: Mapping[str, Any]) -> list[tuple[str, str]]:
     return []
 
 
+def peak_memory(evidence: Mapping[str, Any]) -> str:
+    """Write what the process took on a device at its peak; empty where that is not known."""
+    peak = evidence["device"].get("peak_memory_bytes")
+    return size(peak) if isinstance(peak, int) and peak else ""
+
+
 def _peak(evidence: Mapping[str, Any] | None) -> str:
-    """Say what the process took on the one device that it was measured on."""
+    """Say so for the one device that a bundle was measured on."""
     if evidence is None or "fleet" in evidence:
         return ""
-    peak = evidence["device"].get("peak_memory_bytes")
-    return f"; all of the process at its peak {size(peak)}" if peak else ""
+    peak = peak_memory(evidence)
+    return f"; all of the process at its peak {peak}" if peak else ""
 
 
 def _weights(manifest: Manifest) -> str:

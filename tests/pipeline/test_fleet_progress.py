@@ -12,7 +12,8 @@ import time
 import pytest
 
 from edgepress.pipeline import interruption
-from edgepress.pipeline.fleet_progress import FleetProgress, one_line
+from edgepress.pipeline.fleet_progress import FleetProgress
+from edgepress.pipeline.printable import one_line
 
 DEADLINE_S = 60
 
