@@ -46,11 +46,10 @@ COPY targets targets
 RUN /opt/pip/bin/pip --python /opt/edgepress/bin/python install --no-deps . \
     && /opt/pip/bin/pip --python /opt/edgepress/bin/python check
 
-# nvcc for the stage cuda, from NVIDIA's packages on PyPI.
-FROM builder AS nvcc
-ARG CUDA_TOOLKIT=13.5.0
-RUN /opt/pip/bin/pip install --target /opt/cuda "cuda-toolkit[cccl,nvcc]==${CUDA_TOOLKIT}" \
-    && mv /opt/cuda/nvidia/cu* /usr/local/cuda
+# The compiler of the stage cuda: what the extra `cuda` of pyproject.toml brings.
+FROM builder AS nvrtc
+ARG CUDA_NVRTC=12.6.85
+RUN /opt/pip/bin/pip install --no-deps --target /opt/nvrtc "nvidia-cuda-nvrtc-cu12==${CUDA_NVRTC}"
 
 # gcc is in every stage: native and x86 targets, and qemu's instruction counter, are built with it.
 FROM base AS runtime
@@ -88,13 +87,8 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/* /var/log/*
 USER 1000
 
-# edgepress has no CUDA target yet. This stage compiles what x86 does, and has nvcc with what it
-# needs, which compiles kernels without a GPU; nothing in edgepress calls it so far.
-FROM runtime AS cuda
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends g++ \
-    && apt-get clean \
-    && rm -rf /var/lib/apt/lists/* /var/log/*
-COPY --from=nvcc /usr/local/cuda /usr/local/cuda
-ENV CUDA_HOME=/usr/local/cuda PATH=/usr/local/cuda/bin:$PATH
+# Compiles for GPUs and their hosts, a Jetson's too, without a GPU.
+FROM cross-aarch64 AS cuda
+COPY --from=nvrtc /opt/nvrtc /opt/nvrtc
+ENV PYTHONPATH=/opt/nvrtc
 USER 1000

@@ -30,6 +30,9 @@ test: $(VENV)/.installed
 	@for tool in $(CROSS_TOOLS); do command -v $$tool >/dev/null || { \
 		echo "$$tool is missing: tests for Arm boards will be skipped. To run them:"; \
 		echo "    sudo apt-get install -y $(CROSS_PACKAGES)"; break; }; done
+	@command -v g++ >/dev/null || { \
+		echo "g++ is missing: tests that emulate a GPU cannot run. To run them:"; \
+		echo "    sudo apt-get install -y g++"; }
 	@test -x /usr/sbin/sshd || { \
 		echo "sshd is missing: tests of boards on loopback will be skipped. To run them:"; \
 		echo "    sudo apt-get install -y $(LOOPBACK_PACKAGES)"; }

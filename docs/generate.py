@@ -71,9 +71,10 @@ def targets_page() -> str:
             cpu = " ".join([candidate["cpu"], *candidate.get("features", [])])
             flags = " ".join(candidate.get("cpu_flags", []))
             emulator = candidate.get("emulator", "")
+            kernels = " ".join([candidate["isa"], *filter(None, [candidate.get("gpu_arch")])])
             rows.append(
                 (f"`{name}`", board["description"], f"`{candidate['triple']}`", f"`{cpu}`",
-                 f"`{candidate['isa']}`", flags, f"`{candidate['compiler']}`",
+                 f"`{kernels}`", flags, f"`{candidate['compiler']}`",
                  f"`{emulator} -cpu {candidate['emulator_cpu']}`" if emulator else "")
             )  # fmt: skip
     head = ("target", "what", "triple", "LLVM cpu", "kernels", "the CPU must have", "C compiler",

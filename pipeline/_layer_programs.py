@@ -15,6 +15,8 @@ from typing import Any
 import onnx_ir as ir
 
 from edgepress.targets.base import Target
+from edgepress.targets.cuda.fill import fill
+from edgepress.targets.cuda.kernel import CudaKernel
 from edgepress.targets.program import Call, Program, Tensor
 
 _ENTRY = ("transpose", "quantise")
@@ -117,12 +119,14 @@ def _fill(program: Program, tensor: Tensor, target: Target) -> None:
     size = math.prod(tensor.shape)
     kernel = f"fill_{tensor.dtype}_{size}"
     if kernel not in program.kernels:
-        program.kernels[kernel] = _fill_kernel(size, tensor.dtype, target)
+        program.kernels[kernel] = _fill_kernel(kernel, size, tensor.dtype, target)
     program.tensors[tensor.name] = tensor
     program.calls.append(Call(kernel, (tensor.name,), (tensor.name,), kernel))
 
 
-def _fill_kernel(size: int, dtype: str, target: Target) -> Any:
+def _fill_kernel(name: str, size: int, dtype: str, target: Target) -> Any:
+    if target.is_cuda:
+        return fill(name, size, dtype, target.gpu_multiprocessors)
     from tvm import te, tirx
 
     from edgepress.targets.schedules import generic
@@ -137,7 +141,9 @@ def _include(program: Program, layer: Program, prefix: str) -> None:
         {prefix + name: replace(t, name=prefix + name) for name, t in layer.tensors.items()}
     )
     program.constants.update({prefix + name: a for name, a in layer.constants.items()})
-    program.kernels.update({prefix + name: k for name, k in layer.kernels.items()})
+    program.kernels.update(
+        {prefix + name: _renamed(kernel, prefix + name) for name, kernel in layer.kernels.items()}
+    )
     for call in layer.calls:
         program.calls.append(
             Call(
@@ -147,6 +153,11 @@ def _include(program: Program, layer: Program, prefix: str) -> None:
                 call.node,
             )
         )
+
+
+def _renamed(kernel: Any, name: str) -> Any:
+    """Return a kernel under another name, where its text has one."""
+    return kernel.renamed(name) if isinstance(kernel, CudaKernel) else kernel
 
 
 def _prefixed(prefix: str, names: Iterable[str]) -> Iterator[str]:

@@ -30,6 +30,7 @@ from edgepress.pipeline.progress import Progress
 from edgepress.pipeline.recipe import Recipe
 from edgepress.pipeline.size_ledger import ledger_version, size_ledger
 from edgepress.targets.base import Artifact, Target
+from edgepress.targets.cuda.toolkit import cuda_compiler_version
 from edgepress.targets.tile_files import TileSizes
 
 ARTIFACT_FILES = ("model", "libmodel.so", "model.h", "weights.epw")
@@ -199,6 +200,8 @@ def toolchain(target: Target) -> dict[str, str]:
     """Return the versions of everything that has a hand in the bytes of a bundle."""
     names = ("apache-tvm", "apache-tvm-ffi", "numpy", "onnx", "onnx-ir", "onnxruntime")
     versions = {name: importlib.metadata.version(name) for name in names}
+    if target.is_cuda:
+        versions["cuda"] = cuda_compiler_version()
     return {"python": platform.python_version(), "compiler": _compiler(target)} | versions
 
 

@@ -145,5 +145,5 @@ def _sources(folder: Traversable, prefix: str = "") -> Iterator[tuple[str, bytes
     for item in sorted(folder.iterdir(), key=lambda item: item.name):
         if item.is_dir() and item.name != "__pycache__":
             yield from _sources(item, f"{prefix}{item.name}/")
-        elif item.name.endswith((".py", ".c", ".h", ".toml", ".json")):
+        elif item.name.endswith((".py", ".c", ".h", ".cuh", ".toml", ".json")):
             yield prefix + item.name, item.read_bytes()

@@ -42,7 +42,7 @@ RECIPE = click.option(
     "--recipe",
     default="default",
     show_default=True,
-    help="default (static int8), transformer (dynamic int8), none, or a .toml file.",
+    help="default (static int8), transformer (dynamic), float16 (GPUs), none, or a .toml file.",
 )
 CALIB = click.option("--calib", type=PATH, help="Calibration samples: an .npz or images.")
 TRAIN = click.option(

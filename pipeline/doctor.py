@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgepress.pipeline.cache import cache_folder
-from edgepress.targets.base import Target, TargetError
+from edgepress.targets.base import CompileFailed, Target, TargetError
+from edgepress.targets.cuda.toolkit import INSTALL, NVCC_VARIABLE, cuda_compiler
 from edgepress.targets.load import load_target, target_names
 
 PINS = {"apache-tvm": "0.27.0.post1", "apache-tvm-ffi": "0.1.14.post1"}
@@ -42,7 +43,8 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything; the needed first."""
-    return [_python(), *_packages(), _tvm(), *_programs(), *_extras(), _ssh(), _cache(), _space()]
+    programs = [*_programs(), *_cuda()]
+    return [_python(), *_packages(), _tvm(), *programs, *_extras(), _ssh(), _cache(), _space()]
 
 
 def _python() -> Finding:
@@ -116,6 +118,23 @@ def _programs() -> list[Finding]:
                     needed=needed,
                 )
     return sorted(findings.values(), key=lambda finding: not finding.needed)
+
+
+def _cuda() -> list[Finding]:
+    """Look for what compiles kernels for GPUs."""
+    targets = [target.name for target in _targets() if target.is_cuda]
+    if not targets:
+        return []
+    fix = INSTALL
+    try:
+        compiler = cuda_compiler()
+        ok, found = True, f"{compiler}, {compiler.path}"
+    except CompileFailed:
+        ok, found = False, "not found"
+        if asked := os.environ.get(NVCC_VARIABLE):
+            found, fix = f"{asked}: no nvcc that works", f"unset {NVCC_VARIABLE}, or name another"
+    what = f"a CUDA compiler (for {', '.join(targets)})"
+    return [Finding(what=what, ok=ok, found=found, fix=fix, needed=False)]
 
 
 def _targets() -> list[Target]:

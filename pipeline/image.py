@@ -27,7 +27,7 @@ EXAMPLE_TARGETS = {
     "x86": "x86-64-v3",
     "cross-aarch64": "raspberry-pi-4",
     "cross-armv7": "armv7-neon",
-    "cuda": "x86-64-v3",  # until there are targets for CUDA
+    "cuda": "cuda-sm80",
 }
 """Every stage that becomes an image, with a target that it can build for."""
 
@@ -105,7 +105,7 @@ def stage_of(name: str) -> tuple[str, str]:
     >>> stage_of("raspberry-pi-4")
     ('cross-aarch64', 'raspberry-pi-4')
     >>> stage_of("cuda")
-    ('cuda', 'x86-64-v3')
+    ('cuda', 'cuda-sm80')
     """
     if name in EXAMPLE_TARGETS:
         return name, EXAMPLE_TARGETS[name]
@@ -113,7 +113,10 @@ def stage_of(name: str) -> tuple[str, str]:
         return "x86", name
     if name not in target_names():
         raise UnknownTarget(name, [*EXAMPLE_TARGETS, *target_names()])
-    architecture = load_target(name).architecture
+    target = load_target(name)
+    if target.is_cuda:
+        return "cuda", name
+    architecture = target.architecture
     if architecture not in STAGE_OF_ARCHITECTURE:
         raise ImageError(
             f"{name} is {architecture}, for which the Dockerfile has no stage. Add one, and its "

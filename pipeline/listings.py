@@ -58,7 +58,8 @@ def targets(*, as_json: bool) -> int:
         return 0
     table = _table("target", "cpu", "instructions", "what it is")
     for row in rows:
-        table.add_row(row["name"], row["cpu"], row["isa"], Text(row["description"]))
+        instructions = " ".join(filter(None, (row["isa"], row.get("gpu_arch"))))
+        table.add_row(row["name"], row["cpu"], instructions, Text(row["description"]))
     Console().print(table)
     return 0
 

@@ -41,7 +41,7 @@ from edgepress.passes.base import Pass, PassError, UnknownPass, pass_class
 
 SCHEMA = 1
 _T = TypeVar("_T")
-BUILT_IN = ("default", "none", "transformer")
+BUILT_IN = ("default", "none", "transformer", "float16")
 INT16, FLOAT = "int16", "float"
 
 

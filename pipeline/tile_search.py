@@ -21,10 +21,10 @@ import onnx_ir as ir
 from edgepress.pipeline._layer_programs import side_by_side
 from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices.base import Device
+from edgepress.targets.float_format import FloatFormat, float_format
 from edgepress.targets.program import Program
-from edgepress.targets.schedules.conv import Tile
 from edgepress.targets.tile_files import TileSizes
-from edgepress.targets.tiling import Layer, Tiles
+from edgepress.targets.tiling import AnyTile, TiledLayer, Tiles
 
 PROCESSES, SECONDS, RUNS = 7, 0.2, 10
 SURE = 0.8  # of the processes have to agree
@@ -45,12 +45,14 @@ class Site:
         layer: what its tile depends on.
         count: how many nodes of the graph have the same layer.
         tile: what it gets now.
+        floats: how the network's floats are computed.
     """
 
     node: ir.Node
-    layer: Layer
+    layer: TiledLayer
     count: int
-    tile: Tile
+    tile: AnyTile
+    floats: FloatFormat = "float32"
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ class Found:
     """
 
     site: Site
-    tile: Tile
+    tile: AnyTile
     before: float
     after: float
 
@@ -85,23 +87,26 @@ def find_sites(
     from edgepress.targets.lowering.dialect import DOMAIN
 
     sites: dict[str, Site] = {}
+    floats = float_format(model)
     for node in lowered_graph(model, target).graph:
         if node.domain != DOMAIN or node.op_type not in _TILED:
             continue
         tiles = Tiles(tuned, shipped=shipped)
-        node_program(node, target, tiles)
+        node_program(node, target, tiles, floats)
         for key, layer in tiles.asked.items():
             known = sites.get(key)
             count = known.count + 1 if known else 1
-            sites[key] = Site(known.node if known else node, layer, count, tiles.answers[key])
+            kept = known.node if known else node
+            sites[key] = Site(kept, layer, count, tiles.answers[key], floats)
     return list(sites.values())
 
 
-def site_program(site: Site, tile: Tile, target: Target) -> Program:
+def site_program(site: Site, tile: AnyTile, target: Target) -> Program:
     """Return the calls of a site's node with some tile."""
     from edgepress.targets.lowering.build import node_program
 
-    return node_program(site.node, target, Tiles({site.layer.key: (tile.rows, tile.columns)}))
+    tiles = Tiles({site.layer.key: tile.sizes})
+    return node_program(site.node, target, tiles, site.floats)
 
 
 def site_costs(
@@ -138,7 +143,7 @@ def search_site(site: Site, target: Target, device: Device) -> Found:
     return Found(site, tiles[best], float(medians[0]), float(medians[best]))
 
 
-def tiles_to_try(site: Site) -> list[Tile]:
+def tiles_to_try(site: Site) -> list[AnyTile]:
     """Return the present tile of a site, first, and its candidates."""
     return list(dict.fromkeys([site.tile, *site.layer.candidates()]))
 

@@ -18,6 +18,8 @@ from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices.base import Device, open_device
 from edgepress.targets.tile_files import TileSizes, format_tiles, parse_tiles
 
+_GENERATORS = ("edgepress.targets.isa", "edgepress.targets.schedules", "edgepress.targets.cuda")
+
 
 @dataclass
 class TunedTiles:
@@ -56,8 +58,9 @@ def tuned_tiles(target: Target, device: Device, cache: Cache | None) -> TunedTil
         return tuned
     key = content_key(
         "tiles",
-        code_version("edgepress.targets.isa", "edgepress.targets.schedules"),
+        code_version(*_GENERATORS),
         [target.triple, target.cpu, list(target.features), target.isa, target.cores],
+        target.gpu_arch,
         device.name,
         device.machine,
     )

@@ -76,7 +76,7 @@ def tune(
             result = search_site(site, target, device)
             found.append(result)
             if result.better:
-                tuned.add(site.layer.key, (result.tile.rows, result.tile.columns))
+                tuned.add(site.layer.key, result.tile.sizes)
     return Tuning(
         unit="instructions" if device.emulated else "ms",
         layers=len(sites),

@@ -92,6 +92,10 @@ class Target:
         emulator_cpu: qemu's `-cpu`, a model that has exactly the needed features where it can.
         sysroot: where the cross libraries lie, for qemu's `-L`.
         cpu_flags: names in `/proc/cpuinfo` (or HWCAP) without which the bundle refuses to start.
+        gpu_arch: the GPU that runs the kernels, as CUDA names its architecture, such as `sm_87`;
+            empty where the CPU runs them. Everything above is then about the GPU's host.
+        gpu_multiprocessors: how many that GPU has, 0 where there is none; kernels are laid out for
+            it, and run on GPUs that have more or fewer.
     """
 
     name: str
@@ -110,6 +114,13 @@ class Target:
     emulator_cpu: str = ""
     sysroot: str = ""
     cpu_flags: tuple[str, ...] = ()
+    gpu_arch: str = ""
+    gpu_multiprocessors: int = 0
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether kernels run on an NVIDIA GPU."""
+        return bool(self.gpu_arch)
 
     @property
     def architecture(self) -> str:

@@ -1,4 +1,4 @@
-"""Kernels of a program → one ELF object of plain C functions."""
+"""Kernels of a program → one ELF object: of plain C functions, or of machine code for a GPU."""
 
 from __future__ import annotations
 
@@ -30,11 +30,16 @@ def compile_kernels(program: Program, target: Target) -> bytes:
     Returns:
         An ELF relocatable object. Each kernel is `int32_t NAME(void *, …)`. It refers to the
         pointer variables `__TVMBackendAllocWorkspace`, `__TVMBackendFreeWorkspace` and
-        `__TVMBackendParallelLaunch` where kernels need them, and to libc and libm.
+        `__TVMBackendParallelLaunch` where kernels need them, and to libc and libm. For a GPU it is
+        what `edgepress.targets.cuda.compile.compile_cuda` returns.
 
     Raises:
-        CompileFailed: TVM or LLVM refused; carries their message.
+        CompileFailed: TVM, LLVM or a CUDA compiler refused; carries their message.
     """
+    if target.is_cuda:
+        from edgepress.targets.cuda.compile import compile_cuda
+
+        return compile_cuda(program, target)
     return _object(_build(program, target))
 
 
@@ -42,7 +47,8 @@ def compile_with_assembly(program: Program, target: Target) -> tuple[bytes, str]
     """Compile as `compile_kernels` does; return the object, and its code as assembly text.
 
     Raises:
-        CompileFailed: TVM or LLVM refused; carries their message.
+        CompileFailed: TVM or LLVM refused; carries their message. Or the target has a GPU, whose
+            machine code has no text here.
     """
     module = _build(program, target)
     return _object(module), str(module.inspect_source("asm"))
@@ -52,12 +58,17 @@ def kernel_assembly(program: Program, target: Target) -> str:
     """Assembly text of every kernel, as LLVM writes it.
 
     Raises:
-        CompileFailed: TVM or LLVM refused; carries their message.
+        CompileFailed: as `compile_with_assembly`.
     """
     return str(_build(program, target).inspect_source("asm"))
 
 
 def _build(program: Program, target: Target) -> Any:
+    if target.is_cuda:
+        raise CompileFailed(
+            f"the kernels of {target.name} run on a GPU, whose instructions edgepress cannot read. "
+            "Ask for a target whose CPU runs them."
+        )
     llvm = tvm_target(target)
     try:
         module = lower_functions(program.kernels, llvm)

@@ -1,7 +1,8 @@
 """From a program and its kernels to an executable, a library, a header and a weights file.
 
-What is linked: the kernels' object, the generated driver and the C in `runtime/`. Nothing else than
-libc and libm is needed where it runs.
+What is linked: the kernels' object, the generated driver and the C in `runtime/`, that for a CPU or
+that for a GPU. Nothing else than libc and libm is needed where it runs; the driver of a GPU is
+found when the model is opened.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 import math
 import re
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
+from edgepress.targets import memory
 from edgepress.targets.base import Artifact, CompileFailed, Target
+from edgepress.targets.c_compiler import run_c_compiler
+from edgepress.targets.cuda.driver_source import ALIGNMENT_BYTES, cuda_driver_source
 from edgepress.targets.driver_source import Driver, driver_source, header_source
 from edgepress.targets.memory import plan
 from edgepress.targets.program import Array, Program
@@ -37,7 +40,7 @@ LINK_FLAGS = (
     "-Wl,--as-needed",
     "-Wl,-z,relro,-z,now,-z,noexecstack",
 )
-LIBRARY_SOURCES = (
+_LIBRARY_SOURCES = (
     "beside.c",
     "cores.c",
     "cpu.c",
@@ -46,12 +49,10 @@ LIBRARY_SOURCES = (
     "driver.c",
     "error.c",
     "model.c",
-    "threads.c",
     "weights.c",
     "weights_cache.c",
-    "workspace.c",
 )
-EXECUTABLE_SOURCES = (
+_EXECUTABLE_SOURCES = (
     "bench.c",
     "board_state.c",
     "checksums.c",
@@ -74,9 +75,19 @@ EXECUTABLE_SOURCES = (
     "tasks.c",
     "timing.c",
 )
+_CPU_LIBRARY_SOURCES = ("executor_cpu.c", "threads.c", "workspace.c")
+_CPU_EXECUTABLE_SOURCES = ("machine_cpu.c",)
+_CUDA_LIBRARY_SOURCES = (
+    "cuda_api.c",
+    "cuda_kernels.c",
+    "cuda_memory.c",
+    "executor_cuda.c",
+    "gpu.c",
+    "threads_one.c",
+)
+_CUDA_EXECUTABLE_SOURCES = ("gpu_watch.c", "machine_cuda.c")
 _EXPORTS = "{ global: model_*; local: *; };\n"
 _CPU_OPTIONS = ("-march=", "-mcpu=", "-mfpu=")
-_TIMEOUT_S = 600
 
 
 def export(
@@ -96,9 +107,11 @@ def export(
     Args:
         program: what to call; it is validated first. `workspace_bytes` counts every block that a
             kernel holds at once, each rounded up to 64 bytes.
-        object_code: ELF object with a C function for every kernel.
-        target: names the C compiler. Options that choose instructions are not used for the
-            runtime, which must be able to say that the CPU is the wrong one.
+        object_code: ELF object with a C function for every kernel; for a GPU, with what
+            `runtime/launches.h` declares of its kernels.
+        target: names the C compiler, and whether a GPU runs the kernels. Options that choose
+            instructions are not used for the runtime, which must be able to say that the CPU is the
+            wrong one.
         folder: made where it does not exist; files of these names in it are replaced.
         name: the model's name, for messages and `--info`.
         tolerances: per output, what `--selftest` allows: 0 = bit-equal, else the largest absolute
@@ -119,7 +132,7 @@ def export(
                          f"{len(program.outputs)} outputs")  # fmt: skip
     _check_features(target)
     folder.mkdir(parents=True, exist_ok=True)
-    arena = plan(program)
+    arena = plan(program, ALIGNMENT_BYTES if target.is_cuda else memory.ALIGNMENT_BYTES)
     weights_path = folder / "weights.epw"
     weights = write_weights(weights_path, _read_constants(program), coded=coded)
     payload_bytes = {entry["offset"]: entry["raw_bytes"] for entry in weights if entry["raw_bytes"]}
@@ -135,9 +148,8 @@ def export(
         copy_runtime(build)
         api = (build / "api.h").read_text(encoding="utf-8")
         (build / "model.h").write_text(header_source(program, name, api), encoding="utf-8")
-        (build / "driver.c").write_text(
-            driver_source(program, arena, target, driver), encoding="utf-8"
-        )
+        source = cuda_driver_source if target.is_cuda else driver_source
+        (build / "driver.c").write_text(source(program, arena, target, driver), encoding="utf-8")
         (build / "kernels.o").write_bytes(object_code)
         _build(build, target)
         for file in ("model", "libmodel.so", "model.h"):
@@ -184,41 +196,32 @@ def _read_constants(program: Program) -> dict[str, Array]:
     return {name: array for name, array in program.constants.items() if name in read}
 
 
+def _sources(target: Target) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the C files of the library, and those that the executable has beside them."""
+    if target.is_cuda:
+        return (
+            _LIBRARY_SOURCES + _CUDA_LIBRARY_SOURCES,
+            _EXECUTABLE_SOURCES + _CUDA_EXECUTABLE_SOURCES,
+        )
+    return _LIBRARY_SOURCES + _CPU_LIBRARY_SOURCES, _EXECUTABLE_SOURCES + _CPU_EXECUTABLE_SOURCES
+
+
 def _build(folder: Path, target: Target) -> None:
     """Compile all sources of a folder, and link `model` and `libmodel.so`."""
     flags = [flag for flag in target.compiler_flags if not flag.startswith(_CPU_OPTIONS)]
-    sources = (*LIBRARY_SOURCES, *EXECUTABLE_SOURCES)
-    library = [*(source.replace(".c", ".o") for source in LIBRARY_SOURCES), "kernels.o"]
-    executable = [*library, *(source.replace(".c", ".o") for source in EXECUTABLE_SOURCES)]
+    library_sources, executable_sources = _sources(target)
+    library = [*(source.replace(".c", ".o") for source in library_sources), "kernels.o"]
+    executable = [*library, *(source.replace(".c", ".o") for source in executable_sources)]
+    libraries = ["-lm", "-ldl"] if target.is_cuda else ["-lm"]
     (folder / "exports.map").write_text(_EXPORTS, encoding="utf-8")
-    _compile(folder, target, [*flags, *COMPILE_FLAGS, "-c", *sources])
-    _compile(folder, target, [*flags, *LINK_FLAGS, "-pie", *executable, "-lm", "-o", "model"])
+    sources = (*library_sources, *executable_sources)
+    run_c_compiler(folder, target, [*flags, *COMPILE_FLAGS, "-c", *sources])
+    linked = [*executable, *libraries]
+    run_c_compiler(folder, target, [*flags, *LINK_FLAGS, "-pie", *linked, "-o", "model"])
     script = "-Wl,--version-script=exports.map"
     soname = "-Wl,-soname,libmodel.so"
-    _compile(
+    run_c_compiler(
         folder,
         target,
-        [*flags, *LINK_FLAGS, "-shared", script, soname, *library, "-lm", "-o", "libmodel.so"],
+        [*flags, *LINK_FLAGS, "-shared", script, soname, *library, *libraries, "-o", "libmodel.so"],
     )
-
-
-def _compile(folder: Path, target: Target, arguments: Sequence[str]) -> None:
-    try:
-        result = subprocess.run(
-            [target.compiler, *arguments],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            check=False,
-        )
-    except FileNotFoundError:
-        raise CompileFailed(
-            f"the target {target.name} needs the C compiler {target.compiler}, which is not "
-            f"installed. On Debian or Ubuntu: apt-get install {target.compiler_package}"
-        ) from None
-    except subprocess.TimeoutExpired:
-        raise CompileFailed(f"{target.compiler} did not finish in {_TIMEOUT_S} s") from None
-    if result.returncode != 0:
-        log = result.stderr.decode("utf-8", "replace")
-        raise CompileFailed(f"{target.compiler} failed for the target {target.name}:", log)

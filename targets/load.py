@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import os
+import re
 import tomllib
 import typing
 from collections.abc import Collection, Mapping
@@ -23,6 +24,9 @@ from edgepress.targets.base import Target, TargetError, UnknownTarget
 
 LLVM_NAMES = {"armv7l": "arm"}
 """Triples whose first part LLVM's list of architectures spells differently."""
+GPU_HOSTS = ("x86_64", "aarch64")
+
+_GPU_ARCHITECTURE = re.compile(r"sm_(?:[89]\d|1\d\d)[af]?")  # kernels need those of Ampere
 
 
 class InvalidBoard(TargetError):
@@ -169,7 +173,23 @@ def _target(name: str, board: Mapping[str, Any]) -> Target:
         raise InvalidBoard(f"{name}.toml: cores must be 1 or more and memory_bytes 0 or more.")
     if unsigned := [feature for feature in target.features if feature[:1] not in ("+", "-")]:
         raise InvalidBoard(f"{name}.toml: features start with + or -, {unsigned[0]!r} does not.")
+    _check_gpu(target)
     return target
+
+
+def _check_gpu(target: Target) -> None:
+    """Check what a board file says about the GPU, or that it says nothing."""
+    wanted = ""
+    if target.is_cuda and not _GPU_ARCHITECTURE.fullmatch(target.gpu_arch):
+        wanted = f"gpu_arch must be sm_80 or later, it is {target.gpu_arch!r}."
+    elif target.is_cuda and target.architecture not in GPU_HOSTS:
+        wanted = f"the host of a GPU is {' or '.join(GPU_HOSTS)}, not {target.architecture}."
+    elif target.is_cuda != (target.isa == "cuda"):
+        wanted = 'gpu_arch and isa = "cuda" go together.'
+    elif target.is_cuda != (target.gpu_multiprocessors > 0):
+        wanted = "gpu_multiprocessors must be 1 or more where there is a gpu_arch, else 0."
+    if wanted:
+        raise InvalidBoard(f"{target.name}.toml: {wanted}")
 
 
 def _cpuinfo_lines(cpuinfo: str, key: str) -> list[str]:

@@ -32,8 +32,8 @@ class Plan:
     """Offsets into one arena.
 
     Attributes:
-        offsets: tensor name to byte offset, a multiple of `ALIGNMENT_BYTES`. Model inputs and
-            outputs are not in it: they lie in the caller's memory.
+        offsets: tensor name to byte offset. Model inputs and outputs are not in it: they lie in the
+            caller's memory.
         arena_bytes: size of the arena.
         lives: tensor name to the calls during which it is live.
     """
@@ -43,14 +43,16 @@ class Plan:
     lives: dict[str, Life]
 
 
-def plan(program: Program) -> Plan:
+def plan(program: Program, alignment_bytes: int = ALIGNMENT_BYTES) -> Plan:
     """Place every tensor of a program that is neither an input, an output nor a constant.
+
+    Every offset is a multiple of `alignment_bytes`.
 
     Two arguments of one call never share memory, so a kernel may assume that its pointers do not
     alias. Deterministic: it depends on sizes, calls and names only.
     """
     lives = _lives(program)
-    sizes = {name: _aligned(program.tensors[name].size_bytes) for name in lives}
+    sizes = {name: _aligned(program.tensors[name].size_bytes, alignment_bytes) for name in lives}
     offsets: dict[str, int] = {}
     for name in sorted(lives, key=lambda n: (-sizes[n], lives[n].first, n)):
         taken = sorted(
@@ -75,8 +77,8 @@ def _lives(program: Program) -> dict[str, Life]:
     return lives
 
 
-def _aligned(size_bytes: int) -> int:
-    return -(-size_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+def _aligned(size_bytes: int, alignment_bytes: int) -> int:
+    return -(-size_bytes // alignment_bytes) * alignment_bytes
 
 
 def _best_gap(taken: list[tuple[int, int]], size: int) -> int:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 DTYPES = ("bool", "uint8", "int8", "int16", "int32", "int64", "float32")
+"""Of graphs and constants. On GPUs tensors between kernels may be float16 besides."""
 
 
 @dataclass(frozen=True)

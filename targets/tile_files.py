@@ -1,6 +1,8 @@
 """Files of tiles: one JSON object per instruction set, which people can read and compare.
 
-A tile is a pair: rows (neighbouring pixels) and columns (vectors of output channels).
+On CPUs a tile is a pair: rows (neighbouring pixels) and columns (vectors of output channels). On
+GPUs it is eight numbers: rows, columns and bytes of K of a block, its warps along these three,
+stages, and blocks that share one tile.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
-TileSizes = tuple[int, int]
+TileSizes = tuple[int, ...]
+_CPU_SIZES, _GPU_SIZES = 2, 8
 _KEYS = {"isa", "measured", "tiles"}
 
 
@@ -35,7 +38,8 @@ def parse_tiles(text: str, isa: str) -> dict[str, TileSizes]:
         raise ValueError(f"the tiles of {isa} must be an object of {', '.join(sorted(_KEYS))}")
     if not isinstance(document["tiles"], dict):
         raise ValueError(f"the tiles of {isa} must be an object, layer to [rows, columns]")
-    return {layer: _sizes(value) for layer, value in document["tiles"].items()}
+    count = _GPU_SIZES if isa.startswith("cuda") else _CPU_SIZES
+    return {layer: _sizes(value, count) for layer, value in document["tiles"].items()}
 
 
 def format_tiles(isa: str, measured: str, tiles: Mapping[str, TileSizes]) -> str:
@@ -45,8 +49,9 @@ def format_tiles(isa: str, measured: str, tiles: Mapping[str, TileSizes]) -> str
     return "{\n" + head + "\n" + ",\n".join(lines) + "\n }\n}\n"
 
 
-def _sizes(value: Any) -> TileSizes:
-    fits = isinstance(value, list) and len(value) == 2
+def _sizes(value: Any, count: int) -> TileSizes:
+    fits = isinstance(value, list) and len(value) == count
     if not fits or not all(type(size) is int and size > 0 for size in value):
-        raise ValueError(f"a tile is [rows, columns], not {value!r}")
-    return value[0], value[1]
+        wanted = "[rows, columns]" if count == _CPU_SIZES else f"{count} numbers above 0"
+        raise ValueError(f"a tile is {wanted}, not {value!r}")
+    return tuple(value)

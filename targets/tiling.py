@@ -7,8 +7,9 @@ device at hand. A layer is known by its geometry, so what was found for one netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 
 from edgepress.targets.isa.base import Isa
 from edgepress.targets.schedules.conv import ConvShape, Tile, choose_tile, tile_costs
@@ -16,6 +17,46 @@ from edgepress.targets.tile_files import TileSizes, shipped_tiles
 
 _CANDIDATES_PER_COLUMNS = 2
 _HOPELESS = 1.25  # times the model's least count of instructions
+
+
+class AnyTile(Protocol):
+    """A tile of a CPU or of a GPU."""
+
+    @property
+    def sizes(self) -> TileSizes:
+        """What a file of tiles says."""
+        ...
+
+
+class TiledLayer(Protocol):
+    """A layer that has a tile, as far as it depends on the layer."""
+
+    @property
+    def key(self) -> str:
+        """The layer in words, as files of tiles name it."""
+        ...
+
+    @property
+    def database(self) -> str:
+        """The file in `targets/tiles/` that may know the layer."""
+        ...
+
+    @property
+    def quantized(self) -> bool:
+        """Whether it multiplies integers."""
+        ...
+
+    @property
+    def shape(self) -> Any:
+        """Its geometry, which has `macs`."""
+        ...
+
+    def candidates(self) -> Sequence[AnyTile]:
+        """Return the tiles worth measuring."""
+        ...
+
+
+_Tile = TypeVar("_Tile", bound=AnyTile)
 
 
 @dataclass(frozen=True)
@@ -49,6 +90,11 @@ class Layer:
             same = [t for t in costs if t.columns == columns and costs[t] <= limit]
             found += sorted(same, key=costs.__getitem__)[:_CANDIDATES_PER_COLUMNS]
         return found
+
+    @property
+    def database(self) -> str:
+        """The file in `targets/tiles/` that may know the layer."""
+        return self.isa.name
 
     @property
     def key(self) -> str:
@@ -86,14 +132,14 @@ class Tiles:
     """
 
     tuned: Mapping[str, TileSizes] = field(default_factory=dict)
-    asked: dict[str, Layer] = field(default_factory=dict)
-    answers: dict[str, Tile] = field(default_factory=dict)
+    asked: dict[str, TiledLayer] = field(default_factory=dict)
+    answers: dict[str, AnyTile] = field(default_factory=dict)
     shipped: bool = True
 
     def choose(self, kind: str, shape: ConvShape, isa: Isa, quantized: bool) -> Tile:
         """Return the tile of a layer."""
         layer = Layer(kind, shape, isa, quantized)
-        return self._answer(layer, lambda: choose_tile(shape, isa, quantized))
+        return self.answer(layer, lambda: choose_tile(shape, isa, quantized), _cpu_tile)
 
     def outputs(self, shape: ConvShape, isa: Isa, model: int) -> int:
         """Return the side of a tile of outputs of a 3×3 convolution; `model` where none is known.
@@ -101,20 +147,28 @@ class Tiles:
         1 means the direct way.
         """
         layer = Layer("winograd", shape, isa, False)
-        return self._answer(layer, lambda: Tile(model, model)).rows
+        return self.answer(layer, lambda: Tile(model, model), _cpu_tile).rows
 
-    def _answer(self, layer: Layer, model: Callable[[], Tile]) -> Tile:
+    def answer(
+        self, layer: TiledLayer, model: Callable[[], _Tile], of_sizes: Callable[[TileSizes], _Tile]
+    ) -> _Tile:
+        """Return the tile of any layer: the measured one, or what the model says."""
         key = layer.key
         sizes = self.tuned.get(key)
         if sizes is None and self.shipped:
-            sizes = shipped_tiles(layer.isa.name).get(key)
-        tile = Tile(*sizes) if sizes else model()
+            sizes = shipped_tiles(layer.database).get(key)
+        tile = of_sizes(sizes) if sizes else model()
         self.asked[key], self.answers[key] = layer, tile
         return tile
 
     def used(self) -> dict[str, TileSizes]:
         """Return the tuned tiles that some layer got."""
         return {key: self.tuned[key] for key in sorted(self.asked) if key in self.tuned}
+
+
+def _cpu_tile(sizes: TileSizes) -> Tile:
+    rows, columns = sizes
+    return Tile(rows, columns)
 
 
 def _pair(sizes: tuple[int, int]) -> str:

@@ -112,7 +112,7 @@ def test_every_image_can_deploy_and_count_instructions(name: str) -> None:
     assert {"gcc", "libc6-dev", "openssh-client", "python3"} <= apt_packages(name)
 
 
-@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("builder", "nvcc")])
+@pytest.mark.parametrize("name", [name for name in STAGES if name not in ("builder", "nvrtc")])
 def test_package_lists_do_not_stay(name: str) -> None:
     for run in (rest for kind, rest in STAGES[name].instructions if kind == "RUN"):
         if "apt-get install" in run:
@@ -123,11 +123,18 @@ def test_what_comes_from_outside_is_pinned_by_an_argument() -> None:
     outside = {stage.parent for stage in STAGES.values()} - set(STAGES)
     assert outside == {"${BASE_IMAGE}"}
     assert ARGUMENTS["BASE_IMAGE"] == "debian:bookworm-slim"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", ARGUMENTS["CUDA_TOOLKIT"])
-    nvcc = " ".join(rest for _, rest in STAGES["nvcc"].instructions)
-    assert '"cuda-toolkit[cccl,nvcc]==${CUDA_TOOLKIT}"' in nvcc
+    nvrtc = " ".join(rest for _, rest in STAGES["nvrtc"].instructions)
+    assert '"nvidia-cuda-nvrtc-cu12==${CUDA_NVRTC}"' in nvrtc
     pip = [rest for rest in instructions("builder", "RUN") if "pip --python" in rest]
     assert all("install --no-deps" in rest for rest in pip)
+
+
+def test_the_compiler_for_gpus_is_that_of_the_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    (extra,) = map(Requirement, project["optional-dependencies"]["cuda"])
+    assert str(extra.specifier) == f"=={ARGUMENTS['CUDA_NVRTC']}"
+    assert ("COPY", "--from=nvrtc /opt/nvrtc /opt/nvrtc") in STAGES["cuda"].instructions
+    assert "PYTHONPATH=/opt/nvrtc" in instructions("cuda", "ENV")
 
 
 def copied() -> set[str]:

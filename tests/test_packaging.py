@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("calibration", "passes", "pipeline", "targets")
-SHIPPED = {".py", ".toml", ".c", ".h", ".json", ".typed", ".html"}
+SHIPPED = {".py", ".cuh", ".toml", ".c", ".h", ".json", ".typed", ".html"}
 
 
 @pytest.fixture(scope="module")

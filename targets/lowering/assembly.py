@@ -125,12 +125,16 @@ class Assembly:
 
     def include(self, part: Program, values: dict[str, ir.Value]) -> None:
         """Append a region that was lowered on its own; `values` maps its interface to the graph."""
-        renamed = {}
-        for name, value in values.items():
-            if name in part.inputs:
-                renamed[name] = self.tensor(value)
-            else:
-                renamed[name] = self.declare(value)
+        self.append(
+            part,
+            {
+                name: self.tensor(value) if name in part.inputs else self.declare(value)
+                for name, value in values.items()
+            },
+        )
+
+    def append(self, part: Program, renamed: dict[str, str]) -> None:
+        """Append the calls of a program; `renamed` maps its interface to tensors that exist."""
         for name, tensor in part.tensors.items():
             if name not in renamed:
                 self.program.tensors[name] = tensor

@@ -9,19 +9,23 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgepress.targets.base import Target, UnsupportedModel
+from edgepress.targets.cuda.assembly import CudaAssembly
+from edgepress.targets.cuda.operators import CUDA_KERNELS
+from edgepress.targets.float_format import FloatFormat, float_format
 from edgepress.targets.isa.base import load_isa
 from edgepress.targets.lowering.activations import fuse_activations
 from edgepress.targets.lowering.assembly import Assembly
 from edgepress.targets.lowering.attention import fuse_attention
 from edgepress.targets.lowering.composite import OPERATORS
 from edgepress.targets.lowering.decompose import simplify
-from edgepress.targets.lowering.dialect import DOMAIN, array_of, shape_of
+from edgepress.targets.lowering.dialect import DOMAIN, VIEWS, array_of, shape_of
 from edgepress.targets.lowering.dynamic import claim_dynamic_products
 from edgepress.targets.lowering.floats import claim_float_operators
 from edgepress.targets.lowering.fusion import fuse_residuals
 from edgepress.targets.lowering.intake import fuse_intakes
 from edgepress.targets.lowering.integer_rules import RULES, to_integers
 from edgepress.targets.lowering.integers import is_quantized
+from edgepress.targets.lowering.joined_products import join_products
 from edgepress.targets.lowering.kernels import KERNELS
 from edgepress.targets.lowering.nhwc import to_nhwc
 from edgepress.targets.lowering.normalization import (
@@ -39,7 +43,6 @@ from edgepress.targets.tiling import Tiles
 Progress = Callable[[str, int, int], None]
 # Operators of a QDQ graph that stay whole until its integer form is found.
 _QUANTIZED = {"QuantizeLinear", "DequantizeLinear", *RULES, *OPERATORS, *NORMALIZATIONS}
-_VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def _silent(_what: str, _done: int, _total: int) -> None:
@@ -59,12 +62,16 @@ def lower(
 
     Raises:
         UnsupportedModel: some operators can be run neither by kernels of edgepress nor by TVM;
-            all of them are listed.
+            all of them are listed. Or the model wants a float format that the target has not.
     """
+    floats = float_format(model)
+    if floats != "float32" and not target.is_cuda:
+        what = f"a CPU computes in float32; leave the pass float-format out for {target.name}"
+        raise UnsupportedModel([(floats, what)])
     model = lowered_graph(model, target)
     segments = _segments(model)
     regions = [_region(segment, model) for segment in segments if isinstance(segment, list)]
-    assembly = Assembly(load_isa(target.isa), tiles)
+    assembly = _assembly(target, floats, tiles)
     refused, remaining = list[tuple[str, str]](), iter(regions)
     assembly.begin(model)
     for done, segment in enumerate(segments):
@@ -112,15 +119,18 @@ def lowered_graph(model: ir.Model, target: Target) -> ir.Model:
     model = split_transposed(model, isa)
     model = fuse_normalizations(model)
     model = to_nhwc(fuse_activations(model))
-    return fuse_summed_rows(fuse_residuals(fuse_intakes(model)))
+    model = fuse_summed_rows(fuse_residuals(fuse_intakes(model, widen_floats=target.is_cuda)))
+    return join_products(model) if target.is_cuda else model
 
 
-def node_program(node: ir.Node, target: Target, tiles: Tiles) -> Program:
+def node_program(
+    node: ir.Node, target: Target, tiles: Tiles, floats: FloatFormat = "float32"
+) -> Program:
     """Return the calls of one node of a lowered graph that has a kernel generator, as a program.
 
     Its inputs are what the node reads of other nodes.
     """
-    assembly = Assembly(load_isa(target.isa), tiles)
+    assembly = _assembly(target, floats, tiles)
     for value in node.inputs:
         if value is not None and array_of(value) is None:
             assembly.declare(value)
@@ -130,8 +140,18 @@ def node_program(node: ir.Node, target: Target, tiles: Tiles) -> Program:
     return assembly.program
 
 
+def _assembly(target: Target, floats: FloatFormat, tiles: Tiles | None) -> Assembly:
+    if target.is_cuda:
+        return CudaAssembly(target, floats, tiles)
+    return Assembly(load_isa(target.isa), tiles)
+
+
 def _call(assembly: Assembly, node: ir.Node) -> None:
-    KERNELS["View" if _is_view(node) else node.op_type](assembly, node)
+    operator = "View" if _is_view(node) else node.op_type
+    if isinstance(assembly, CudaAssembly):
+        CUDA_KERNELS[operator](assembly, node)
+    else:
+        KERNELS[operator](assembly, node)
 
 
 def _refuse(reasons: list[tuple[str, str]]) -> None:
@@ -141,7 +161,7 @@ def _refuse(reasons: list[tuple[str, str]]) -> None:
 
 def _is_view(node: ir.Node) -> bool:
     """Tell whether a node only gives the same bytes another shape."""
-    if node.domain != "" or node.op_type not in _VIEWS or node.inputs[0] is None:
+    if node.domain != "" or node.op_type not in VIEWS or node.inputs[0] is None:
         return False
     return array_of(node.inputs[0]) is None
 

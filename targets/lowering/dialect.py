@@ -15,6 +15,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 DOMAIN = "edgepress"
+VIEWS = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+"""ONNX operators that only give the same bytes another shape."""
 Array = npt.NDArray[Any]
 
 

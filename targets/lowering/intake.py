@@ -29,13 +29,16 @@ from edgepress.targets.schedules.stage import StageShape
 _MOST_CHANNELS = PIXEL_BYTES
 
 
-def fuse_intakes(model: ir.Model) -> ir.Model:
-    """Give every convolution that reads an image its padded pixels. Changes the model."""
+def fuse_intakes(model: ir.Model, widen_floats: bool = False) -> ir.Model:
+    """Give every convolution that reads an image its padded pixels. Changes the model.
+
+    `widen_floats` tells whether pixels of floats get a fourth channel too.
+    """
     for node in list(model.graph):
         if node.domain == DOMAIN and node.op_type in ("Conv", "QConv"):
             planes = _planes(node)
             if planes is not None:
-                _fuse(node, planes, model.graph)
+                _fuse(node, planes, model.graph, widen_floats)
     return model
 
 
@@ -53,7 +56,7 @@ def _planes(node: ir.Node) -> ir.Value | None:
     return swap.inputs[0] if dtype_of(pixels) in ("float32", "uint8", "int8") else None
 
 
-def _fuse(node: ir.Node, planes: ir.Value, graph: ir.Graph) -> None:
+def _fuse(node: ir.Node, planes: ir.Value, graph: ir.Graph, widen_floats: bool) -> None:
     pixels = operand_of(node.inputs[0])
     dtype, (batch, _, _, channels) = dtype_of(pixels), shape_of(pixels)
     top, left, _, _ = (int(pad) for pad in node.attributes["pads"].as_ints())
@@ -65,7 +68,7 @@ def _fuse(node: ir.Node, planes: ir.Value, graph: ir.Graph) -> None:
             strict=True,
         )
     ]
-    padded = channels if dtype == "float32" else PIXEL_BYTES
+    padded = PIXEL_BYTES if widen_floats or dtype != "float32" else channels
     fill = 0 if dtype == "float32" else integer_of(node, "x_zero_point")
     attributes: dict[str, Any] = {"top": top, "left": left, "fill": fill}
     source, replaced = planes, [operand_of(pixels).producer()]

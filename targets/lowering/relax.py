@@ -2,7 +2,8 @@
 
 The way for every operator that has no kernel generator of its own: TVM imports the nodes, makes
 each a TIR function, folds constants and fuses neighbours; `schedules/generic.py` schedules what
-comes out. What TVM imports wrongly, `operators.py` refuses and `decompose.py` avoids.
+comes out, and for GPUs `cuda/regions.py` writes it as CUDA C++. What TVM imports wrongly,
+`operators.py` refuses and `decompose.py` avoids.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from tvm import relax
 from tvm.relax.frontend.onnx import from_onnx
 
 from edgepress.targets.base import Target, UnsupportedModel
+from edgepress.targets.cuda.region_rewrites import ease_fusion
 from edgepress.targets.load import tvm_target
 from edgepress.targets.lowering import operators
 from edgepress.targets.lowering.decompose import decompose
@@ -100,6 +102,8 @@ def _import(proto: onnx.ModelProto) -> Any:
 
 def _legalize(module: Any, target: Target) -> Any:
     """Turn Relax operators into calls of fused TIR functions."""
+    if target.is_cuda:
+        module = ease_fusion(module)
     passes = [
         relax.transform.DecomposeOpsForInference(),
         relax.transform.LegalizeOps(LEGALIZATIONS),

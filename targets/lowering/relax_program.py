@@ -12,6 +12,7 @@ import tvm_ffi
 from tvm import relax, te
 
 from edgepress.targets.base import Target
+from edgepress.targets.cuda.regions import RegionKernels, region_kernels
 from edgepress.targets.program import DTYPES, Array, Call, Program, Tensor
 from edgepress.targets.schedules import generic
 
@@ -46,6 +47,7 @@ class _Walk:
         self.program = Program()
         self.places: dict[Any, _Place] = {}
         self.kernels: dict[int, list[tuple[Any, str]]] = {}
+        self.launches: dict[str, RegionKernels] = {}  # of each kernel, on a GPU
 
     def run(self, inputs: Sequence[Tensor], outputs: Sequence[str]) -> Program:
         main = self.module["main"]
@@ -89,15 +91,26 @@ class _Walk:
             self.program.tensors[name] = _tensor(name, kind)
             outputs.append(name)
         function = value.args[0]
-        kernel = self._kernel(self.module[function], function.name_hint)
+        kernel = self._kernel(self.module[function], function.name_hint, len(outputs))
         self._add_call(kernel, arguments, outputs)
         return tuple(outputs) if many else outputs[0]
 
     def _add_call(self, kernel: str, arguments: Sequence[Any], outputs: Sequence[str]) -> None:
         node = kernel.removeprefix(self.prefix)
-        self.program.calls.append(Call(kernel, (*arguments, *outputs), tuple(outputs), node))
+        if not self.target.is_cuda:
+            self.program.calls.append(Call(kernel, (*arguments, *outputs), tuple(outputs), node))
+            return
+        places = [*arguments, *outputs]
+        for dtype, shape in self.launches[kernel].scratch:
+            name = f"{self.prefix}t{len(self.program.tensors)}"
+            self.program.tensors[name] = Tensor(name, dtype, shape)
+            places.append(name)
+        for launch in self.launches[kernel].launches:
+            given = tuple(places[place] for place in launch.arguments)
+            written = tuple(places[place] for place in launch.written)
+            self.program.calls.append(Call(launch.kernel.name, given, written, node))
 
-    def _kernel(self, function: Any, hint: str) -> str:
+    def _kernel(self, function: Any, hint: str, outputs: int = 1) -> str:
         """Schedule a function, unless an equal one was scheduled before."""
         equal = self.kernels.setdefault(tvm_ffi.structural_hash(function), [])
         for known, name in equal:
@@ -105,7 +118,12 @@ class _Walk:
                 return name
         name = f"{self.prefix}{hint}"
         equal.append((function, name))
-        self.program.kernels[name] = generic.schedule(function, self.target)
+        if self.target.is_cuda:
+            self.launches[name] = region_kernels(name, function, outputs)
+            kernels = [launch.kernel for launch in self.launches[name].launches]
+            self.program.kernels.update({kernel.name: kernel for kernel in kernels})
+        else:
+            self.program.kernels[name] = generic.schedule(function, self.target)
         return name
 
     def _constant(self, array: Array) -> str:

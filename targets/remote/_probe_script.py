@@ -92,6 +92,10 @@ for zone in "$root"/sys/class/thermal/thermal_zone[0-9]*; do
     first_line "$zone/temp" temperature
 done
 
+for gpu in "$root"/dev/nvidia[0-9]* "$root"/dev/nvhost-gpu "$root"/dev/nvgpu/igpu[0-9]*; do
+    [ -e "$gpu" ] && say gpu "${gpu#"$root"}"
+done
+
 throttled=$(vcgencmd get_throttled 2>/dev/null)
 case $throttled in
 throttled=*) say throttled "${throttled#throttled=}" ;;

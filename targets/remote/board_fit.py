@@ -82,7 +82,8 @@ def stopping(facts: BoardFacts, target: Target, glibc: Version | None = None) ->
     """Say why bundles of a target do not start on a board; see `compare`."""
     if wrong := wrong_architecture(facts.machine, target):
         return [wrong]
-    return [text for text in (_loader(facts, target, glibc), _features(facts, target)) if text]
+    found = (_loader(facts, target, glibc), _features(facts, target), _gpu(facts, target))
+    return [text for text in found if text]
 
 
 def wrong_architecture(machine: str, target: Target) -> str:
@@ -104,6 +105,16 @@ def _features(facts: BoardFacts, target: Target) -> str:
     if not known or not missing:
         return ""
     return f"this board lacks {', '.join(missing)}, which {target.name} bundles need."
+
+
+def _gpu(facts: BoardFacts, target: Target) -> str:
+    """Say that a board has no GPU, where a target needs one."""
+    if not target.is_cuda or facts.gpus:
+        return ""
+    return (
+        f"{target.name} bundles run on an NVIDIA GPU, and there is none whose driver is loaded: "
+        "neither /dev/nvidia0 nor, as on a Jetson, /dev/nvhost-gpu."
+    )
 
 
 def _loader(facts: BoardFacts, target: Target, glibc: Version | None) -> str:

@@ -80,6 +80,7 @@ class BoardFacts:
         load: of the last minute: how many threads ran or wanted to.
         tools: of those that installing a bundle takes, the ones that are there; and `mv -T`.
         program: whether the program that was asked for is there.
+        gpus: device files of NVIDIA's driver, one per GPU.
     """
 
     machine: str = ""
@@ -102,6 +103,7 @@ class BoardFacts:
     load: float | None = None
     tools: frozenset[str] = frozenset()
     program: bool = False
+    gpus: tuple[str, ...] = ()
 
     @property
     def core_kinds(self) -> list[list[int]]:
@@ -180,6 +182,7 @@ def parse_facts(said: bytes) -> BoardFacts:
         load=_number(told.first("load")),
         tools=frozenset(told.all("tool")),
         program=bool(told.first("program")),
+        gpus=tuple(told.all("gpu")),
     )
 
 

@@ -22,7 +22,7 @@ extern "C" {
 #define MODEL_OK 0
 #define MODEL_FAILED 1    /* a kernel or a check failed */
 #define MODEL_UNUSABLE 2  /* a bad argument, a missing or damaged weights file, no memory */
-#define MODEL_WRONG_CPU 3 /* this CPU lacks instructions that the model was compiled for */
+#define MODEL_WRONG_CPU 3 /* this machine lacks what the model was compiled for: CPU or GPU */
 
 struct model_tensor {
     const char *name;
@@ -32,15 +32,16 @@ struct model_tensor {
     uint64_t bytes;
 };
 
-/* Check the CPU, map the weights, decode those that are coded, and allocate memory. `weights_path`
- * NULL means `weights.epw` beside the running executable, or else in the current folder. */
+/* Check the CPU, or the GPU too where one runs the model; map the weights, decode those that are
+ * coded, and allocate memory. `weights_path` NULL means `weights.epw` beside the running
+ * executable, or else in the current folder. */
 int model_open(const char *weights_path);
 
 /* Run one inference: one pointer per model input, one per model output, in the model's order. */
 int model_run(const void *const *inputs, void *const *outputs);
 
 /* Use `threads` threads from now on, 1 to MODEL_MAX_THREADS; before or after model_open. Where
- * memory for them is lacking, the model is closed. */
+ * memory for them is lacking, the model is closed. A model on a GPU uses one whatever this says. */
 int model_set_threads(int threads);
 
 /* Run on these cores only, one thread each: "big" or "little" (the fastest or the slowest kind of

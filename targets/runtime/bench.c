@@ -8,6 +8,7 @@
 #include "facts.h"
 #include "json.h"
 #include "judgement.h"
+#include "machine.h"
 #include "mlperf.h"
 #include "statistics.h"
 #include "sustained.h"
@@ -63,7 +64,7 @@ static int measure_all(struct bench *bench, struct sample *sample, const struct 
     if (code == MODEL_OK && options->sustained_minutes > 0)
         code = sustained_measure(sample, &bench->sustained, options->sustained_minutes,
                                  bench->samples.runs_each);
-    return code;
+    return code == MODEL_OK ? machine_time_rest(sample) : code;
 }
 
 static const struct {
@@ -122,15 +123,17 @@ static int print_bench(const struct bench *bench, const struct options *options)
         return complain("no memory for %zu times", samples->count);
     memcpy(sorted, samples->ms, samples->count * sizeof *sorted);
     sort_ascending(sorted, samples->count);
+    bool refused = !options->anyway && bench->judgement.count > 0;
     printf("{\"samples_ms\": [");
     for (size_t i = 0; i < samples->count; i++)
         printf("%s%.6f", i > 0 ? ", " : "", samples->ms[i]);
-    print_figures(bench, sorted, !options->anyway && bench->judgement.count > 0);
+    print_figures(bench, sorted, refused);
     free(sorted);
     printf(", \"attempts\": %d, \"runs_per_sample\": %ld", bench->attempts, samples->runs_each);
     printf(", \"peak_memory_bytes\": %llu", bench->peak_memory_bytes);
     printf(", \"threads\": %d, \"device\": {", threads_count());
     facts_print_constant();
+    machine_print(refused);
     printf("}, \"conditions\": ");
     conditions_print(&bench->conditions);
     printf(", \"sustained\": ");

@@ -115,6 +115,26 @@ int cores_choose(const char *choice, int *cores, int most)
     return of_list(choice, &allowed, cores, most);
 }
 
+int cores_allowed(int *cores, int most)
+{
+    cpu_set_t allowed;
+    CPU_ZERO(&allowed);
+    (void)sched_getaffinity(0, sizeof allowed, &allowed);
+    int count = 0;
+    for (int core = 0; core < CPU_SETSIZE && count < most; core++)
+        if (CPU_ISSET((size_t)core, &allowed))
+            cores[count++] = core;
+    return count;
+}
+
+int cores_allowed_count(void)
+{
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0 || CPU_COUNT(&allowed) < 1)
+        return 1;
+    return CPU_COUNT(&allowed);
+}
+
 int cores_pin(int core)
 {
     cpu_set_t set;

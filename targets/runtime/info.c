@@ -4,6 +4,7 @@
 #include "cpu.h"
 #include "description.h"
 #include "json.h"
+#include "machine.h"
 #include "threads.h"
 #include "weights_cache.h"
 
@@ -45,6 +46,7 @@ int info_command(const struct options *options)
     int available = threads_available();
     int threads = available < description.threads ? available : description.threads;
     bool supported = true;
+    threads_set(options->threads > 0 ? options->threads : threads);
     printf("{\"name\": ");
     json_string(description.name);
     printf(", \"target\": ");
@@ -53,7 +55,7 @@ int info_command(const struct options *options)
     print_tensors(description.inputs, description.input_count, NULL);
     printf("], \"outputs\": [");
     print_tensors(description.outputs, description.output_count, description.tolerances);
-    printf("], \"threads\": %d", options->threads > 0 ? options->threads : threads);
+    printf("], \"threads\": %d", threads_count());
     printf(", \"calls\": %d", description.call_count);
     printf(", \"arena_bytes\": %llu, \"workspace_bytes\": %llu, \"weight_bytes\": %llu",
            (unsigned long long)description.arena_bytes,
@@ -68,6 +70,8 @@ int info_command(const struct options *options)
         json_string(description.features[i]);
         printf(": %s", present ? "true" : "false");
     }
-    printf("}, \"supported\": %s}\n", supported ? "true" : "false");
+    putchar('}');
+    supported = machine_print_needs() && supported;
+    printf(", \"supported\": %s}\n", supported ? "true" : "false");
     return MODEL_OK;
 }

@@ -51,6 +51,47 @@ static void judge_throttling(struct judgement *judgement, const struct condition
     judgement->lasting = judgement->count > 0;
 }
 
+static void judge_clock(struct judgement *judgement, const struct clock_range *clock,
+                        const char *whose)
+{
+    if (clock->fell_to_khz < (1 - MOST_FALL) * clock->fell_from_khz)
+        add(judgement, "unstable: the %sfrequency fell from %.0f to %.0f MHz", whose,
+            clock->fell_from_khz * 1e-3, clock->fell_to_khz * 1e-3);
+}
+
+/* What NVML calls a reason, bit by bit; those that are harmless have no name. */
+static const char *const GPU_REASONS[] = {
+    NULL,
+    NULL,
+    "the power cap",
+    "a slowdown of its hardware",
+    "the clock of its group",
+    "heat, by software",
+    "heat, by hardware",
+    "the power supply",
+    "the display's clock",
+};
+enum { GPU_REASON_COUNT = sizeof GPU_REASONS / sizeof *GPU_REASONS };
+
+static void judge_gpu(struct judgement *judgement, const struct gpu_conditions *gpu)
+{
+    long reasons = gpu->throttle_reasons > 0 ? gpu->throttle_reasons & ~HARMLESS_REASONS : 0;
+    char text[REASON_BYTES / 2] = "";
+    int length = 0;
+    for (int bit = 0; bit < GPU_REASON_COUNT; bit++)
+        if ((reasons >> bit & 1) != 0 && length < (int)sizeof text)
+            length += snprintf(text + length, sizeof text - (size_t)length, "%s%s",
+                               length > 0 ? "; " : "", GPU_REASONS[bit]);
+    if (reasons != 0)
+        add(judgement, "throttled: the GPU's clock was held down by %s (0x%lx)",
+            length > 0 ? text : "a reason without a name here", (unsigned long)reasons);
+    if (gpu->cooling_level > 0)
+        add(judgement, "throttled: the system slowed the GPU down to cool it (level %.0f)",
+            gpu->cooling_level);
+    judgement->lasting = judgement->lasting || reasons != 0 || gpu->cooling_level > 0;
+    judge_clock(judgement, &gpu->clock, "GPU's ");
+}
+
 static void judge_load(struct judgement *judgement, const struct load *load)
 {
     if (load->threads > load->own_cores) { /* then they wait for each other */
@@ -74,9 +115,9 @@ static void judge_load(struct judgement *judgement, const struct load *load)
 void judge_conditions(struct judgement *judgement, const struct conditions *conditions)
 {
     judge_throttling(judgement, conditions);
-    if (conditions->fell_to_khz < (1 - MOST_FALL) * conditions->fell_from_khz)
-        add(judgement, "unstable: the frequency fell from %.0f to %.0f MHz",
-            conditions->fell_from_khz * 1e-3, conditions->fell_to_khz * 1e-3);
+    if (conditions->has_gpu)
+        judge_gpu(judgement, &conditions->gpu);
+    judge_clock(judgement, &conditions->clock, "");
     judge_load(judgement, &conditions->load);
 }
 

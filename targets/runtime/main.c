@@ -13,7 +13,7 @@ static const char USAGE[] =
     "usage: model COMMAND [OPTION...]\n"
     "\n"
     "commands:\n"
-    "  --info         describe the model and whether this CPU can run it\n"
+    "  --info         describe the model and whether this machine can run it\n"
     "  --selftest     check the files that SHA256SUMS lists, where there is one, and compare the\n"
     "                 answers to golden/N.in with golden/N.out\n"
     "  --bench        measure the time of single inferences; where the board was disturbed,\n"
@@ -35,7 +35,7 @@ static const char USAGE[] =
     "  --sustained MINUTES afterwards run so long without a pause, and print the curve\n"
     "  --mlperf            measure by the single-stream rule of MLPerf, too: ten minutes\n"
     "\n"
-    "exit codes: 0 right, 1 failed, 2 wrong use, file or memory, 3 the CPU lacks a feature\n";
+    "exit codes: 0 right, 1 failed, 2 wrong use, file or memory, 3 the wrong CPU or GPU\n";
 
 int complain(const char *format, ...)
 {

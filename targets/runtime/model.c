@@ -2,41 +2,38 @@
 
 #include <pthread.h>
 #include <stdbool.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "beside.h"
 #include "cores.h"
-#include "cpu.h"
 #include "description.h"
 #include "error.h"
+#include "executor.h"
 #include "model.h"
-#include "profile.h"
 #include "threads.h"
 #include "weights.h"
-#include "workspace.h"
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
 static bool is_open;
 static bool threads_chosen;
 static struct weights weights;
 static char *cache_path;
+static enum cache_state cache_state;
 static const void **weight_data;
-static uint8_t *arena;
 
-void (*profile_after_call)(int call);
+static void close_weights(void)
+{
+    weights_close(&weights);
+    free(weight_data);
+    weight_data = NULL;
+}
 
 static void close_all(void)
 {
-    threads_stop();
-    workspace_close();
-    weights_close(&weights);
-    free(weight_data);
-    free(arena);
-    weight_data = NULL;
-    arena = NULL;
+    executor_close();
+    close_weights();
     is_open = false;
 }
 
@@ -72,18 +69,7 @@ static int open_weights(const char *path)
     }
     for (int i = 0; i < description.weight_count; i++)
         weight_data[i] = weights.tensors[i].data;
-    return 0;
-}
-
-static int open_arena(void)
-{
-    uint64_t bytes = description.arena_bytes;
-    if (bytes > 0 && bytes <= SIZE_MAX)
-        arena = aligned_alloc(MODEL_ALIGNMENT, (size_t)bytes);
-    if (bytes > 0 && arena == NULL) {
-        error_set("no memory for %llu bytes of activations", (unsigned long long)bytes);
-        return -1;
-    }
+    cache_state = weights.cache.state;
     return 0;
 }
 
@@ -94,19 +80,18 @@ static int open_locked(const char *path)
         return MODEL_UNUSABLE;
     }
     error_set("%s", "");
-    if (cpu_check(description.features) != 0)
-        return MODEL_WRONG_CPU;
+    int code = executor_check();
+    if (code != MODEL_OK)
+        return code;
     if (!threads_chosen) {
         int available = threads_available();
         threads_set(available < description.threads ? available : description.threads);
     }
-    if (open_weights(path) != 0 || open_arena() != 0 ||
-        workspace_open(description.workspace_bytes, threads_count()) != 0) {
-        close_all();
-        return MODEL_UNUSABLE;
-    }
-    is_open = true;
-    return MODEL_OK;
+    code = open_weights(path) == 0 ? executor_open(weight_data) : MODEL_UNUSABLE;
+    if (code != MODEL_OK || executor_copies_weights)
+        close_weights();
+    is_open = code == MODEL_OK;
+    return code;
 }
 
 static int check_pointers(const char *what, const void *const *pointers,
@@ -134,22 +119,7 @@ static int run_locked(const void *const *inputs, void *const *outputs)
         check_pointers("output", (const void *const *)outputs, description.outputs,
                        description.output_count) != 0)
         return MODEL_UNUSABLE;
-    workspace_begin_run();
-    error_set("%s", "");
-    threads_begin_run();
-    int32_t code = 0;
-    for (int call = 0; call < description.call_count && code == 0; call++) {
-        code = driver_call(call, arena, weight_data, inputs, outputs);
-        if (code != 0) {
-            char why[ERROR_TEXT_BYTES];
-            snprintf(why, sizeof why, "%s", error_text());
-            error_set("%s failed with code %d: %s", description.nodes[call], (int)code,
-                      why[0] != '\0' ? why : "the kernel gave no reason");
-        } else if (profile_after_call != NULL)
-            profile_after_call(call);
-    }
-    threads_end_run();
-    return code == 0 ? MODEL_OK : MODEL_FAILED;
+    return executor_run(inputs, outputs);
 }
 
 int model_open(const char *weights_path)
@@ -172,7 +142,7 @@ static int set_threads_locked(int threads)
 {
     threads_set(threads);
     threads_chosen = true;
-    if (!is_open || workspace_open(description.workspace_bytes, threads) == 0)
+    if (!is_open || executor_set_threads(threads) == 0)
         return MODEL_OK;
     close_all();
     return MODEL_UNUSABLE;
@@ -206,7 +176,7 @@ int model_set_cache(const char *path)
 
 enum cache_state cache_in_use(void)
 {
-    return weights.cache.state;
+    return cache_state;
 }
 
 int model_set_cores(const char *cores)

@@ -5,7 +5,7 @@
 #include "description.h"
 #include "error.h"
 #include "json.h"
-#include "profile.h"
+#include "machine.h"
 #include "statistics.h"
 #include "threads.h"
 #include "timing.h"
@@ -14,32 +14,26 @@
 enum { KEPT_RUNS = 1024 };
 
 static struct {
-    double start_ms;
+    double *call_ms;  /* per call, of the latest run */
     double *total_ms; /* per call */
     double *kept_ms;  /* per kept run and call */
     long runs;
 } profile;
 
-static void add_call_time(int call)
-{
-    double ms = now_ms() - profile.start_ms;
-    profile.total_ms[call] += ms;
-    profile.kept_ms[profile.runs % KEPT_RUNS * description.call_count + call] = ms;
-    profile.start_ms = now_ms();
-}
-
-/* Run with the hook set, so that every kernel's time is added up. */
+/* Run, and add every kernel's time up. */
 static int profile_runs(struct sample *sample, const struct options *options)
 {
     double end = now_ms() + options->seconds * 1e3;
-    profile_after_call = add_call_time;
     int code = MODEL_OK;
     while (code == MODEL_OK && (profile.runs < options->runs || now_ms() < end)) {
-        profile.start_ms = now_ms();
-        code = sample_run(sample);
+        code = machine_time_calls(sample, profile.call_ms);
+        for (int call = 0; call < description.call_count; call++) {
+            double ms = profile.call_ms[call];
+            profile.total_ms[call] += ms;
+            profile.kept_ms[profile.runs % KEPT_RUNS * description.call_count + call] = ms;
+        }
         ++profile.runs;
     }
-    profile_after_call = NULL;
     return code;
 }
 
@@ -78,9 +72,11 @@ int profile_command(const struct options *options)
     struct samples samples = {0};
     int code = timing_prepare(options, &sample, &samples);
     size_t calls = (size_t)description.call_count + 1;
+    profile.call_ms = calloc(calls, sizeof *profile.call_ms);
     profile.total_ms = calloc(calls, sizeof *profile.total_ms);
     profile.kept_ms = calloc(calls * KEPT_RUNS, sizeof *profile.kept_ms);
-    if (code == MODEL_OK && (profile.total_ms == NULL || profile.kept_ms == NULL))
+    if (code == MODEL_OK &&
+        (profile.call_ms == NULL || profile.total_ms == NULL || profile.kept_ms == NULL))
         code = complain("%s", "no memory");
     else if (code == MODEL_OK) {
         code = profile_runs(&sample, options);
@@ -89,6 +85,7 @@ int profile_command(const struct options *options)
         else
             print_profile();
     }
+    free(profile.call_ms);
     free(profile.total_ms);
     free(profile.kept_ms);
     free(samples.ms);

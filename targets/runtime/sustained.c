@@ -33,8 +33,10 @@ static int measure_window(struct sample *sample, struct samples *samples, double
     *window = (struct sustained_window){
         .p50_ms = quantile(samples->ms, samples->count, 0.5),
         .p90_ms = quantile(samples->ms, samples->count, 0.9),
-        .frequency_khz = conditions.lowest_khz,
-        .temperature_celsius = conditions.hottest_celsius,
+        .frequency_khz = conditions.has_gpu ? conditions.gpu.clock.lowest_khz
+                                            : conditions.clock.lowest_khz,
+        .temperature_celsius = conditions.has_gpu ? conditions.gpu.hottest_celsius
+                                                  : conditions.hottest_celsius,
         .throttled = conditions_throttled(&conditions),
         .waited_share = conditions.load.waited_share,
     };

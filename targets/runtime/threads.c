@@ -1,4 +1,4 @@
-#define _GNU_SOURCE /* sched_getaffinity */
+#define _GNU_SOURCE /* cpu_set_t */
 
 #include "threads.h"
 
@@ -269,18 +269,15 @@ int threads_index(void)
 
 int threads_available(void)
 {
-    cpu_set_t set;
-    if (sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) < 1)
-        return 1;
-    return CPU_COUNT(&set);
+    return cores_allowed_count();
 }
 
 int threads_cores(int *cores, int most)
 {
+    if (pool.pinned_count == 0)
+        return cores_allowed(cores, most);
     cpu_set_t set;
     CPU_ZERO(&set);
-    if (pool.pinned_count == 0)
-        (void)sched_getaffinity(0, sizeof set, &set);
     for (int i = 0; i < pool.pinned_count && i < pool.count; i++)
         CPU_SET((size_t)pool.cores[i], &set);
     int count = 0;

@@ -6,6 +6,7 @@
 #include <time.h>
 
 #include "error.h"
+#include "machine.h"
 #include "statistics.h"
 
 /* A sample shorter than this is mostly clock, and a second of them is a file of megabytes. */
@@ -66,11 +67,10 @@ int timing_measure(struct sample *sample, struct samples *samples, long runs, do
            (samples->count < (size_t)runs || end - start < seconds * 1e3)) {
         if ((code = make_room(samples)) != MODEL_OK)
             break;
-        double before = now_ms();
-        for (long i = 0; code == MODEL_OK && i < samples->runs_each; i++)
-            code = sample_run(sample);
+        double before = now_ms(), ms = 0;
+        code = machine_time_runs(sample, samples->runs_each, &ms);
         end = now_ms();
-        samples->ms[samples->count++] = (end - before) / (double)samples->runs_each;
+        samples->ms[samples->count++] = ms / (double)samples->runs_each;
         if (code == MODEL_OK && conditions != NULL)
             code = timing_look(conditions, sample, end, end - before, samples->runs_each);
     }
@@ -114,7 +114,9 @@ int timing_prepare(const struct options *options, struct sample *sample, struct 
         return code;
     if (sample_open(sample) != 0 || sample_read_golden(sample, 0) < 0)
         return complain("%s", error_text());
-    code = timing_warm_up(sample, samples, options->warmup_seconds);
+    code = machine_prepare(sample);
+    if (code == MODEL_OK)
+        code = timing_warm_up(sample, samples, options->warmup_seconds);
     if (code != MODEL_OK)
         complain("%s", error_text());
     return code;

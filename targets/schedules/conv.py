@@ -106,6 +106,11 @@ class Tile:
     rows: int
     columns: int
 
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """What a file of tiles says."""
+        return self.rows, self.columns
+
 
 def step(isa: Isa, quantized: bool) -> int:
     """Return how many input channels one reduction step reads."""

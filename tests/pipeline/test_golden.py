@@ -9,7 +9,7 @@ import pytest
 from edgepress.passes.base import Context
 from edgepress.passes.quantize_dynamic import QuantizeDynamic
 from edgepress.pipeline import golden, snapshot
-from edgepress.pipeline.golden import FLOAT_LIMIT, MIXED_LIMIT, SPREADS, Golden, make_golden
+from edgepress.pipeline.golden import FLOAT_LIMITS, MIXED_LIMIT, SPREADS, Golden, make_golden
 from edgepress.pipeline.oracle import relative_error
 from edgepress.targets.reference import Reference
 from tests.graphs import net, random
@@ -35,8 +35,8 @@ def ranges(found: Golden) -> float:
 
 def test_floats() -> None:
     found = golden_of(shaped(net(SIGNATURE, "y = MatMul(x, w)", {"w": random(16, 8)})))
-    assert (found.arithmetic, found.limit) == ("float", FLOAT_LIMIT)
-    assert found.tolerances[0] == pytest.approx(FLOAT_LIMIT * ranges(found))
+    assert (found.arithmetic, found.limit) == ("float", FLOAT_LIMITS["float32"])
+    assert found.tolerances[0] == pytest.approx(FLOAT_LIMITS["float32"] * ranges(found))
 
 
 def test_a_dynamic_product_alone_is_exact() -> None:

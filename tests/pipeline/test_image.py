@@ -38,6 +38,10 @@ STAGES = {
     "armv7-soft-float": "cross-armv7",
     "armv8-i8mm": "cross-aarch64",
     "cortex-a55": "cross-aarch64",
+    "cuda-sm80": "cuda",
+    "cuda-sm90": "cuda",
+    "jetson-agx-orin": "cuda",
+    "jetson-orin-nano": "cuda",
     "native": "x86",
     "raspberry-pi-4": "cross-aarch64",
     "raspberry-pi-5": "cross-aarch64",
@@ -85,7 +89,7 @@ def test_every_target_has_its_stage() -> None:
 def test_a_stage_has_its_own_name_and_a_target_that_it_builds(stage: str) -> None:
     found, target = stage_of(stage)
     assert found == stage
-    assert stage_of(target)[0] == ("x86" if stage == "cuda" else stage)
+    assert stage_of(target)[0] == stage
 
 
 def test_a_target_is_built_for_itself() -> None:

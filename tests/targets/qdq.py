@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from edgepress.passes.base import Context
 from edgepress.passes.fix_shapes import FixShapes
 from edgepress.targets.base import Target
+from edgepress.targets.cuda.kernel import CudaKernel
 from edgepress.targets.lowering.build import lower
 from edgepress.targets.program import Array, Program
 from edgepress.targets.reference import Reference
@@ -103,7 +104,9 @@ def merged(programs: Sequence[Program]) -> Program:
         for name, tensor in program.tensors.items():
             whole.tensors[prefix + name] = replace(tensor, name=prefix + name)
         whole.constants.update({prefix + n: a for n, a in program.constants.items()})
-        whole.kernels.update({prefix + n: k for n, k in program.kernels.items()})
+        for name, kernel in program.kernels.items():
+            cuda = isinstance(kernel, CudaKernel)
+            whole.kernels[prefix + name] = kernel.renamed(prefix + name) if cuda else kernel
         for call in program.calls:
             whole.calls.append(
                 replace(

@@ -30,6 +30,7 @@ FINE = BoardFacts(
 )
 PI4, PI5 = load_target("raspberry-pi-4"), load_target("raspberry-pi-5")
 ARMV7, SOFT = load_target("armv7-neon"), load_target("armv7-soft-float")
+ORIN = load_target("jetson-orin-nano")
 GLIBC = (2, 34)
 
 
@@ -45,6 +46,7 @@ def texts(kind: str, facts: BoardFacts, target: Target | None = PI4, **more: Any
 def test_a_board_that_fits_has_no_findings() -> None:
     assert compare(FINE, PI4, glibc=GLIBC) == []
     assert compare(FINE, None) == []
+    assert compare(board(gpus=("/dev/nvhost-gpu",)), ORIN, glibc=GLIBC) == []
 
 
 @pytest.mark.parametrize(
@@ -52,6 +54,7 @@ def test_a_board_that_fits_has_no_findings() -> None:
     [
         (FINE, PI5, "this board lacks asimddp, which raspberry-pi-5 bundles need."),
         (FINE, load_target("armv8-i8mm"), "this board lacks asimddp, i8mm, which armv8-i8mm"),
+        (FINE, ORIN, "jetson-orin-nano bundles run on an NVIDIA GPU, and there is none whose"),
         (board(machine="x86_64"), PI4, "its system is x86_64, but raspberry-pi-4 bundles are aarc"),
         (board(machine="armv7l"), PI4, "its system is armv7l"),
         (board(machine="armv6l"), ARMV7, "its system is armv6l"),

@@ -279,6 +279,20 @@ def test_a_program_is_looked_for(board: Board) -> None:
         assert not ask(board, program=absent).program
 
 
+@pytest.mark.parametrize(
+    ("files", "gpus"),
+    [
+        (("dev/nvidia0", "dev/nvidia1", "dev/nvidiactl"), ("/dev/nvidia0", "/dev/nvidia1")),
+        (("dev/nvhost-gpu", "dev/nvmap"), ("/dev/nvhost-gpu",)),
+        ((), ()),
+    ],
+    ids=["server", "Jetson", "none"],
+)
+def test_gpus(plain: Board, files: tuple[str, ...], gpus: tuple[str, ...]) -> None:
+    plain.write(dict.fromkeys(files, ""))
+    assert ask(plain).gpus == gpus
+
+
 def test_programs_that_are_missing(plain: Board, tmp_path: Path) -> None:
     plain.tools = programs(tmp_path / "few", busybox=False, without=["dd", "sync"])
     assert ask(plain).tools == {*TOOLS.split(), "mv -T"} - {"dd", "sync"}
@@ -315,7 +329,7 @@ KEYS = (
     *("machine", "loader", "glibc", "musl", "getconf", "ldd", "processor", "implementer", "part"),
     *("features", "online", "core", "capacity", "highest", "frequency", "temperature", "uptime"),
     *("throttled", "undervoltage", "load", "folder", "deployed", "version", "disk", "noexec"),
-    *("tool", "memory total", "model name"),
+    *("tool", "memory total", "model name", "gpu"),
 )
 VALUES = st.text(max_size=20) | st.from_regex(r"[0-9,-]{1,8}") | st.just("1 2 3 4% /x")
 LINES = st.tuples(st.sampled_from(KEYS), VALUES).map(

@@ -46,6 +46,10 @@ def test_the_promised_boards_are_there() -> None:
         "armv8-i8mm",
         "armv7-neon",
         "armv7-soft-float",
+        "cuda-sm80",
+        "cuda-sm90",
+        "jetson-orin-nano",
+        "jetson-agx-orin",
     } <= set(target_names())
 
 
@@ -70,11 +74,35 @@ def test_every_board_is_known_to_llvm(name: str, capfd: pytest.CaptureFixture[st
         ("armv8-i8mm", "neon_i8mm", "cortex-a76"),
         ("armv7-neon", "neon_armv7", "cortex-a7"),
         ("armv7-soft-float", "scalar", "cortex-a5"),
+        ("cuda-sm80", "cuda", "x86-64-v3"),
+        ("cuda-sm90", "cuda", "x86-64-v3"),
+        ("jetson-orin-nano", "cuda", "cortex-a78ae"),
+        ("jetson-agx-orin", "cuda", "cortex-a78ae"),
     ],
 )
 def test_boards_name_their_instruction_set(name: str, isa: str, cpu: str) -> None:
     target = load_target(name)
     assert (target.isa, target.cpu) == (isa, cpu)
+
+
+@pytest.mark.parametrize(
+    ("name", "gpu", "multiprocessors"),
+    [
+        ("cuda-sm80", "sm_80", 108),
+        ("cuda-sm90", "sm_90", 132),
+        ("jetson-orin-nano", "sm_87", 8),
+        ("jetson-agx-orin", "sm_87", 16),
+    ],
+)
+def test_boards_name_their_gpu(name: str, gpu: str, multiprocessors: int) -> None:
+    target = load_target(name)
+    assert target.is_cuda
+    assert (target.gpu_arch, target.gpu_multiprocessors) == (gpu, multiprocessors)
+
+
+def test_other_boards_have_no_gpu() -> None:
+    others = [name for name in target_names() if not name.startswith(("cuda-", "jetson-"))]
+    assert not any(load_target(name).is_cuda for name in others)
 
 
 def test_armv7_says_how_floats_are_passed() -> None:
@@ -129,12 +157,36 @@ def test_an_unknown_name_lists_the_near_ones() -> None:
         ("cores = 0", r"cores must be 1 or more"),
         ("features = '+neon'", r"features must be a list of strings"),
         ("features = ['neon']", r"features start with \+ or -, 'neon' does not"),
+        ("gpu_arch = 'sm_75'", r"gpu_arch must be sm_80 or later, it is 'sm_75'"),
+        ("gpu_arch = 'compute_80'", r"gpu_arch must be sm_80 or later"),
+        ("gpu_arch = 'sm_80; rm'", r"gpu_arch must be sm_80 or later"),
+        ("gpu_arch = 'sm_80'", r'gpu_arch and isa = "cuda" go together'),
+        ("gpu_multiprocessors = 8", r"gpu_multiprocessors must be"),
         ("cpu\n", r"is not TOML.*line 7"),
     ],
 )
 def test_a_broken_board_file_is_refused(line: str, message: str) -> None:
     with pytest.raises(InvalidBoard, match=message):
         parse_target("board", BOARD + line)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", r'gpu_arch and isa = "cuda" go together'),
+        ("gpu_arch = 'sm_87'", r"gpu_multiprocessors must be 1 or more"),
+        ("gpu_arch = 'sm_87'\ngpu_multiprocessors = -8", r"gpu_multiprocessors must be 1 or more"),
+    ],
+)
+def test_a_broken_board_with_a_gpu_is_refused(line: str, message: str) -> None:
+    with pytest.raises(InvalidBoard, match=message):
+        parse_target("board", BOARD.replace('"neon"', '"cuda"') + line)
+
+
+def test_a_gpu_needs_a_host_of_64_bits() -> None:
+    text = BOARD.replace('"neon"', '"cuda"').replace("aarch64-linux", "armv7l-linux")
+    with pytest.raises(InvalidBoard, match="host of a GPU is x86_64 or aarch64, not armv7l"):
+        parse_target("board", text + "gpu_arch = 'sm_87'\ngpu_multiprocessors = 8")
 
 
 def test_a_missing_key_is_named() -> None:

@@ -1,0 +1,1 @@
+"""CUDA targets: kernels in CUDA C++, how they are launched, and how they become machine code."""

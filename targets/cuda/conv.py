@@ -1,0 +1,48 @@
+"""Convolutions on a GPU: which algorithm, and its call."""
+
+from __future__ import annotations
+
+import onnx_ir as ir
+
+from edgepress.targets.cuda.assembly import CudaAssembly
+from edgepress.targets.cuda.depthwise import call_depthwise
+from edgepress.targets.cuda.gemm import call_product, product_of
+from edgepress.targets.cuda.gemm_shape import GemmShape
+from edgepress.targets.cuda.grouped import call_grouped
+from edgepress.targets.lowering.depthwise_kernels import is_depthwise
+from edgepress.targets.lowering.dialect import shape_of
+from edgepress.targets.lowering.node_attributes import (
+    constant_of,
+    integer_of,
+    operand_of,
+    pair_of,
+)
+
+
+def call_conv(assembly: CudaAssembly, node: ir.Node) -> None:
+    """Convolve by the algorithm that suits the layer."""
+    if is_depthwise(node):
+        call_depthwise(assembly, node)
+        return
+    product = product_of(assembly, node) if integer_of(node, "group") == 1 else None
+    if product is None:
+        call_grouped(assembly, node)
+        return
+    batch, height, width, channels = shape_of(operand_of(node.inputs[0]))
+    _, out_height, out_width, out_channels = shape_of(node.outputs[0])
+    top, left, _, _ = (int(pad) for pad in node.attributes["pads"].as_ints())
+    shape = GemmShape(
+        batch=batch,
+        height=height,
+        width=width,
+        channels=channels,
+        out_height=out_height,
+        out_width=out_width,
+        out_channels=out_channels,
+        kernel=pair_of(node, "kernel"),
+        strides=pair_of(node, "strides"),
+        dilations=pair_of(node, "dilations"),
+        corner=(top, left),
+        fill=integer_of(node, "x_zero_point") if product == "int8" else 0,
+    )
+    call_product(assembly, node, shape, product, constant_of(node, 1))

@@ -1,0 +1,1 @@
+"""CUDA C++ of the kernels: templates that generated text instantiates."""
