@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import onnx_ir as ir
 
 from edgepress.targets.cuda.assembly import CudaAssembly
@@ -9,13 +11,11 @@ from edgepress.targets.cuda.depthwise import call_depthwise
 from edgepress.targets.cuda.gemm import call_product, product_of
 from edgepress.targets.cuda.gemm_shape import GemmShape
 from edgepress.targets.cuda.grouped import call_grouped
+from edgepress.targets.cuda.window import window_of
 from edgepress.targets.lowering.depthwise_kernels import is_depthwise
-from edgepress.targets.lowering.dialect import shape_of
 from edgepress.targets.lowering.node_attributes import (
     constant_of,
     integer_of,
-    operand_of,
-    pair_of,
 )
 
 
@@ -28,21 +28,6 @@ def call_conv(assembly: CudaAssembly, node: ir.Node) -> None:
     if product is None:
         call_grouped(assembly, node)
         return
-    batch, height, width, channels = shape_of(operand_of(node.inputs[0]))
-    _, out_height, out_width, out_channels = shape_of(node.outputs[0])
-    top, left, _, _ = (int(pad) for pad in node.attributes["pads"].as_ints())
-    shape = GemmShape(
-        batch=batch,
-        height=height,
-        width=width,
-        channels=channels,
-        out_height=out_height,
-        out_width=out_width,
-        out_channels=out_channels,
-        kernel=pair_of(node, "kernel"),
-        strides=pair_of(node, "strides"),
-        dilations=pair_of(node, "dilations"),
-        corner=(top, left),
-        fill=integer_of(node, "x_zero_point") if product == "int8" else 0,
-    )
+    fill = integer_of(node, "x_zero_point") if product == "int8" else 0
+    shape = GemmShape(**dataclasses.asdict(window_of(node)), fill=fill)
     call_product(assembly, node, shape, product, constant_of(node, 1))

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from edgepress.targets.cuda.strip_operands import WORD_BYTES, Operands
-from edgepress.targets.cuda.strips import Window
+from edgepress.targets.cuda.window import Window
 
 _ACCESS_BYTES = 16  # the widest load
 _LEAST_BYTES = 4  # a load of less takes as long

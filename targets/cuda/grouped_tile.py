@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgepress.targets.cuda.strip_operands import Operands
-from edgepress.targets.cuda.strips import Window
+from edgepress.targets.cuda.window import Window
 
 _ACCESS_BYTES = 16  # the widest load
 _MOST_COLUMNS = 8

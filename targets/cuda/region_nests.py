@@ -18,6 +18,7 @@ from edgepress.targets.cuda.region_threads import (
     over_threads,
 )
 from edgepress.targets.lowering.plain import plain_function
+from edgepress.targets.lowering.tir import without_offsets
 
 Memory = tuple[str, tuple[int, ...]]
 """The dtype and shape of a tensor."""
@@ -152,24 +153,9 @@ def _over_pointers(buffers: list[list[Any]], body: Any) -> Any:
 def _flat(function: Any) -> Any:
     """Lower blocks to loops over flat memory behind pointers."""
     target = tvm.target.Target(_TARGET)
-    function = _from_the_start(function).with_attr("global_symbol", "flat")
+    function = without_offsets(function).with_attr("global_symbol", "flat")
     module = tirx.transform.BindTarget(target)(tvm.IRModule({"flat": function}))
     return tvm.ir.transform.Sequential(_passes())(module)["flat"]
-
-
-def _from_the_start(function: Any) -> Any:
-    """Let buffers start where their pointers point; some of TVM's operators leave that open."""
-    offsets = [parameter.ty.elem_offset for parameter in function.params]
-    renewed: dict[Any, Any] = {
-        parameter: tirx.decl_buffer(parameter.ty.shape, str(parameter.ty.dtype), parameter.name)
-        for parameter, offset in zip(function.params, offsets, strict=True)
-        if isinstance(offset, tvm.ir.Var)
-    }
-    if not renewed:
-        return function
-    return tvm_ffi.structural_map(
-        function, (tvm.ir.Var, lambda variable: renewed.get(variable, variable))
-    )
 
 
 def _passes() -> list[Any]:

@@ -12,15 +12,15 @@ from edgepress.targets.cuda.assembly import CudaAssembly
 from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel, float_literal
 from edgepress.targets.cuda.quantised_rows import declare_rows, padded_width
 from edgepress.targets.cuda.row_walk import RowWalk, walk_columns, walk_rows
-from edgepress.targets.lowering.dialect import DOMAIN, dtype_of, shape_of
+from edgepress.targets.lowering.dialect import dtype_of, shape_of
 from edgepress.targets.lowering.dynamic_kernels import factors_of
 from edgepress.targets.lowering.node_attributes import (
-    float_of,
     integer_of,
     operand_of,
     pair_of,
     requantise_of,
 )
+from edgepress.targets.lowering.normalization_kernels import layer_norm_shape, quantizing_reader
 from edgepress.targets.program import Call
 from edgepress.targets.schedules.epilogue import Requantise
 from edgepress.targets.schedules.layer_norm import LayerNormShape
@@ -100,20 +100,10 @@ def call_layer_norm(assembly: CudaAssembly, node: ir.Node) -> None:
     x, output = operand_of(node.inputs[0]), node.outputs[0]
     width = math.prod(shape_of(x)[integer_of(node, "axis") :])
     scale, shift, residual = [*node.inputs[1:], None, None, None][:3]
-    reader = _quantising_reader(output, width)
+    reader = quantizing_reader(output, width)
     factors = None if reader is None else factors_of(reader)
-    shape = LayerNormShape(
-        rows=math.prod(shape_of(x)) // width,
-        width=width,
-        epsilon=float_of(node, "epsilon"),
-        centred=bool(integer_of(node, "centred")),
-        scaled=scale is not None,
-        shifted=shift is not None,
-        residual=residual is not None,
-        sum_read=len(node.outputs) > 1,
-        padded=0 if reader is None else padded_width(width),
-        factors=factors is not None,
-    )
+    padded = 0 if reader is None else padded_width(width)
+    shape = layer_norm_shape(node, width, padded, quantized=factors is not None)
     written = [assembly.declare(value) for value in node.outputs]
     dtypes = tuple(assembly.storage(value) for value in (x, residual or x, *node.outputs))
     kernel = assembly.kernel("layer_norm", layer_norm, shape, dtypes, assembly.multiprocessors)
@@ -177,15 +167,6 @@ def layer_norm(
         f"(of, {walk.rows}, {float_literal(float(np.float32(shape.epsilon)))});"
     )
     return _kernel(name, walk, parameters, body, ("layer_norm.cuh",))
-
-
-def _quantising_reader(value: ir.Value, width: int) -> ir.Node | None:
-    """Return the first product that reads a value's rows quantized."""
-    for user, index in value.uses():
-        dynamic = user.domain == DOMAIN and user.op_type == "DynamicGemm" and index == 0
-        if dynamic and shape_of(value)[-1] == width:
-            return user
-    return None
 
 
 def _kernel(

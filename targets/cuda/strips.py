@@ -12,62 +12,13 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import onnx_ir as ir
-
-from edgepress.targets.lowering.dialect import shape_of
-from edgepress.targets.lowering.node_attributes import operand_of, pair_of
+from edgepress.targets.cuda.window import Window
 
 _MOST_THREADS = 256
 _WARP = 32
 _LINE_BYTES = 128
 _HALO_WEIGHT = 0.25  # reading twice what the L2 cache has is cheaper than idle threads
 _LINE_WEIGHT = 0.15  # each line of the L1 cache that a warp reads takes a cycle of it
-
-
-@dataclass(frozen=True)
-class Window:
-    """The geometry of a convolution over NHWC pixels.
-
-    Attributes:
-        batch, height, width, channels: of the input.
-        out_height, out_width, out_channels: of the output.
-        kernel, strides, dilations: `(height, width)`.
-        pads: rows above and columns to the left of the image where the first window starts; how
-            many are below and to the right follows.
-    """
-
-    batch: int
-    height: int
-    width: int
-    channels: int
-    out_height: int
-    out_width: int
-    out_channels: int
-    kernel: tuple[int, int] = (1, 1)
-    strides: tuple[int, int] = (1, 1)
-    dilations: tuple[int, int] = (1, 1)
-    pads: tuple[int, int] = (0, 0)
-
-
-def window_of(node: ir.Node) -> Window:
-    """Return the geometry of a convolution."""
-    kernel, strides, dilations = (pair_of(node, n) for n in ("kernel", "strides", "dilations"))
-    top, left, _, _ = (int(pad) for pad in node.attributes["pads"].as_ints())
-    batch, height, width, channels = shape_of(operand_of(node.inputs[0]))
-    _, out_height, out_width, out_channels = shape_of(node.outputs[0])
-    return Window(
-        batch,
-        height,
-        width,
-        channels,
-        out_height,
-        out_width,
-        out_channels,
-        kernel,
-        strides,
-        dilations,
-        (top, left),
-    )
 
 
 @dataclass(frozen=True)

@@ -23,20 +23,10 @@ def call_layer_norm(assembly: Assembly, node: ir.Node) -> None:
     x, output = operand_of(node.inputs[0]), node.outputs[0]
     width = math.prod(shape_of(x)[integer_of(node, "axis") :])
     scale, shift, residual = [*node.inputs[1:], None, None, None][:3]
-    reader = _quantizing_reader(output, width)
+    reader = quantizing_reader(output, width)
     factors = None if reader is None else factors_of(reader)
-    shape = LayerNormShape(
-        rows=math.prod(shape_of(x)) // width,
-        width=width,
-        epsilon=float_of(node, "epsilon"),
-        centred=bool(integer_of(node, "centred")),
-        scaled=scale is not None,
-        shifted=shift is not None,
-        residual=residual is not None,
-        sum_read=len(node.outputs) > 1,
-        padded=0 if reader is None else padded_width(width, assembly.isa),
-        factors=factors is not None,
-    )
+    padded = 0 if reader is None else padded_width(width, assembly.isa)
+    shape = layer_norm_shape(node, width, padded, quantized=factors is not None)
     kernel = assembly.kernel("layer_norm", layer_norm, shape, assembly.isa)
     label = node.name or kernel
     read = [assembly.tensor(v) for v in (x, residual, scale, shift) if v is not None]
@@ -48,7 +38,28 @@ def call_layer_norm(assembly: Assembly, node: ir.Node) -> None:
     assembly.program.calls.append(Call(kernel, (*read, *written), tuple(written), label))
 
 
-def _quantizing_reader(value: ir.Value, width: int) -> ir.Node | None:
+def layer_norm_shape(node: ir.Node, width: int, padded: int, *, quantized: bool) -> LayerNormShape:
+    """Return what a `LayerNorm` node does to rows of `width`.
+
+    `padded` is the width of its quantized rows, 0 where there are none; `quantized` tells whether
+    they have factors.
+    """
+    scale, shift, residual = [*node.inputs[1:], None, None, None][:3]
+    return LayerNormShape(
+        rows=math.prod(shape_of(operand_of(node.inputs[0]))) // width,
+        width=width,
+        epsilon=float_of(node, "epsilon"),
+        centred=bool(integer_of(node, "centred")),
+        scaled=scale is not None,
+        shifted=shift is not None,
+        residual=residual is not None,
+        sum_read=len(node.outputs) > 1,
+        padded=padded,
+        factors=quantized,
+    )
+
+
+def quantizing_reader(value: ir.Value, width: int) -> ir.Node | None:
     """Return the first product that reads a value's rows quantized."""
     for user, index in value.uses():
         dynamic = user.domain == DOMAIN and user.op_type == "DynamicGemm" and index == 0

@@ -33,7 +33,7 @@ def lower_functions(functions: dict[str, Any], llvm: Any) -> Any:
         RuntimeError, ValueError, TypeError: TVM refused a function.
     """
     named = {
-        name: _without_offsets(function).with_attr("global_symbol", name)
+        name: without_offsets(function).with_attr("global_symbol", name)
         for name, function in sorted(functions.items())
     }
     module = tirx.transform.BindTarget(llvm.with_host(llvm))(tvm.IRModule(named))
@@ -41,7 +41,7 @@ def lower_functions(functions: dict[str, Any], llvm: Any) -> Any:
         return tvm.ir.transform.Sequential(_passes())(module)
 
 
-def _without_offsets(function: Any) -> Any:
+def without_offsets(function: Any) -> Any:
     """Let buffers start where their pointers point; some of TVM's operators leave that open."""
     renewed: dict[Any, Any] = {
         parameter: tirx.decl_buffer(parameter.ty.shape, str(parameter.ty.dtype), parameter.name)

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgepress.targets.cuda.kernel import CudaKernel
 from edgepress.targets.cuda.strip_operands import Operands
-from edgepress.targets.cuda.strips import Window
+from edgepress.targets.cuda.window import Window
 from edgepress.targets.lowering.operands import centred_bias
 from edgepress.targets.program import Array, Call, Program, Tensor
 from edgepress.targets.schedules.epilogue import Added, Clip, Epilogue, Requantise

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from edgepress.targets.cuda import depthwise as code
 from edgepress.targets.cuda.depthwise_tile import DepthwiseTile, choose_tile
 from edgepress.targets.cuda.strip_operands import Operands
-from edgepress.targets.cuda.strips import Window
+from edgepress.targets.cuda.window import Window
 from edgepress.targets.float_format import KEY
 from edgepress.targets.load import load_target
 from edgepress.targets.lowering.build import lower

@@ -28,14 +28,14 @@ def conv_shape(
     batch: int = 1,
     strides: tuple[int, int] = (1, 1),
     dilations: tuple[int, int] = (1, 1),
-    corner: tuple[int, int] = (0, 0),
+    pads: tuple[int, int] = (0, 0),
     fill: int = 0,
 ) -> GemmShape:
     """A convolution whose border is as wide on the other sides."""
     out = [
         (n + 2 * pad - (taps - 1) * dilation - 1) // stride + 1
         for n, taps, stride, dilation, pad in zip(
-            size, kernel, strides, dilations, corner, strict=True
+            size, kernel, strides, dilations, pads, strict=True
         )
     ]
     return GemmShape(
@@ -49,14 +49,14 @@ def conv_shape(
         kernel=kernel,
         strides=strides,
         dilations=dilations,
-        corner=corner,
+        pads=pads,
         fill=fill,
     )
 
 
 def windows(x: Array, shape: GemmShape) -> Array:
     """The matrix of windows that no kernel makes: [rows, kh * kw * channels]."""
-    top, left = shape.corner
+    top, left = shape.pads
     reach = [
         (out - 1) * stride + (taps - 1) * dilation + 1
         for out, stride, taps, dilation in zip(
@@ -158,9 +158,9 @@ def check(
 
 SHAPES = {
     "product": conv_shape((1, 50), 72, 40),
-    "3x3": conv_shape((7, 9), 16, 24, (3, 3), corner=(1, 1)),
-    "strides": conv_shape((9, 8), 32, 8, (3, 3), strides=(2, 2), corner=(1, 1), batch=2),
-    "dilations": conv_shape((11, 10), 16, 17, (3, 2), dilations=(2, 3), corner=(2, 0)),
+    "3x3": conv_shape((7, 9), 16, 24, (3, 3), pads=(1, 1)),
+    "strides": conv_shape((9, 8), 32, 8, (3, 3), strides=(2, 2), pads=(1, 1), batch=2),
+    "dilations": conv_shape((11, 10), 16, 17, (3, 2), dilations=(2, 3), pads=(2, 0)),
     "four channels": conv_shape((12, 12), 4, 33, (5, 5), strides=(2, 2)),
     "one row": conv_shape((1, 1), 260, 100),
 }
@@ -190,7 +190,7 @@ def test_every_tile(product: str, tile: GemmTile, order: str) -> None:
 
 @pytest.mark.parametrize("channels", [4, 8, 12, 16])
 def test_a_border_of_a_zero_point(channels: int) -> None:
-    check(conv_shape((5, 6), channels, 9, (3, 3), corner=(1, 1), fill=-7), "int8", SMALL)
+    check(conv_shape((5, 6), channels, 9, (3, 3), pads=(1, 1), fill=-7), "int8", SMALL)
 
 
 def test_a_residual_of_floats_and_an_activation() -> None:
@@ -245,14 +245,14 @@ def test_any_shape_with_the_tile_that_it_gets(
 ) -> None:
     size = (max(size[0], kernel[0]), max(size[1], kernel[1]))
     shape = conv_shape(
-        size, channels, outputs, kernel, strides=strides, corner=(kernel[0] // 2, kernel[1] // 2)
+        size, channels, outputs, kernel, strides=strides, pads=(kernel[0] // 2, kernel[1] // 2)
     )
     layer = GemmLayer(shape, product, 16, 87)
     check(shape, product, layer.choose(), seed)
 
 
 def test_the_model_cuts_a_small_product_into_many_blocks() -> None:
-    shape = conv_shape((7, 7), 512, 512, (3, 3), corner=(1, 1))
+    shape = conv_shape((7, 7), 512, 512, (3, 3), pads=(1, 1))
     tile = GemmLayer(shape, "float16", 132, 90).choose()
     blocks = -(-49 // tile.rows) * -(-512 // tile.columns) * tile.split
     assert 66 <= blocks <= 264

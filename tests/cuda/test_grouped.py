@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from edgepress.targets.cuda import grouped as code
 from edgepress.targets.cuda.grouped_tile import GroupedTile, choose_tile
 from edgepress.targets.cuda.strip_operands import Operands
-from edgepress.targets.cuda.strips import Window
+from edgepress.targets.cuda.window import Window
 from edgepress.targets.float_format import KEY
 from edgepress.targets.load import load_target
 from edgepress.targets.lowering.build import lower
