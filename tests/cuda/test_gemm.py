@@ -128,8 +128,9 @@ def run(
     return y
 
 
-# Of the norm of the sums of magnitudes; the last step of float16 is rounding to it.
-LIMITS = {"float32": 5e-7, "tf32": 5e-4, "float16": 5e-4}
+# Of the norm of the sums of magnitudes; float32 by the worst single product (decision 31), and the
+# last step of float16 is rounding to it.
+LIMITS = {"float32": 2e-6, "tf32": 1e-3, "float16": 1e-3}
 
 
 def check(
