@@ -39,7 +39,8 @@ def connect(target: Target, address: str, board: NamedDevice) -> QemuDevice:
     if address:
         raise DeviceFailed(f"qemu takes no address, so `qemu:{address}` is wrong: write `qemu`.")
     if not target.emulator:
-        raise DeviceFailed(f"the target {target.name} has no emulator. Use the device local.")
+        where = "-d ssh:USER@HOST, the machine with the GPU" if target.is_cuda else "-d local"
+        raise DeviceFailed(f"the target {target.name} has no emulator. Use {where}.")
     if shutil.which(target.emulator) is None:
         raise DeviceFailed(
             f"{target.emulator}, which runs {target.name} on this machine, is not installed. "

@@ -15,6 +15,7 @@ from edgepress.targets.base import DeviceFailed, Target
 from edgepress.targets.devices import qemu
 from edgepress.targets.devices.base import open_device
 from edgepress.targets.export import export
+from edgepress.targets.load import load_target
 from edgepress.targets.named_devices import device_names
 from edgepress.targets.program import Array
 from tests.targets.tiny import (
@@ -318,3 +319,8 @@ def test_the_wrong_board_is_refused_under_qemu(tmp_path: Path) -> None:
     ):
         with pytest.raises(DeviceFailed, match="exited with 3: model: this CPU lacks asimddp"):
             attempt()
+
+
+def test_no_emulator_stands_for_a_gpu() -> None:
+    with pytest.raises(DeviceFailed, match=r"has no emulator\. Use -d ssh:USER@HOST, the machine"):
+        open_device("qemu", load_target("jetson-orin-nano"))
