@@ -33,7 +33,7 @@ class CudaAssembly(Assembly):
         super().__init__(load_isa(target.isa), tiles)
         self.products: FloatFormat = products
         self.multiprocessors = target.gpu_multiprocessors
-        self.architecture = int(target.gpu_arch.removeprefix("sm_"))
+        self.architecture = int(target.gpu_arch.removeprefix("sm_").rstrip("af"))
 
     def declare(self, value: ir.Value) -> str:
         """Give a value memory of its own: float16 in that mode, unless the user sees it."""

@@ -16,7 +16,7 @@ from edgepress.targets.lowering.node_attributes import float_of, integer_of, ope
 _SLICE = 128  # value columns of a block, whose results fit the registers
 _WARPS = 4
 _LEAST_KEYS = 16  # of a warp at a time: a step of the product with V
-_MOST_SHARED_BYTES = 160 * 1024  # of a block, on every architecture
+_MOST_SHARED_BYTES = 99 * 1024  # of a block, on every architecture
 _BLOCKS_PER_MULTIPROCESSOR = 2  # from here on a block takes more rows, and reads keys less often
 
 

@@ -24,13 +24,20 @@ _START_NS = 900.0  # until the first slice is there
 _LATENCY_NS = 650.0  # from a slice's copy to its arrival
 _SLICE_NS = 25.0  # barriers and addresses
 _COMBINE_NS = 1500.0  # the last of several blocks waits, and reads what the others wrote
-_SHARED_BYTES = {80: 163 * 1024, 87: 163 * 1024, 90: 227 * 1024}
+# Shared memory of a block at most, and threads of a multiprocessor: CUDA C++ Programming Guide,
+# "Technical Specifications per Compute Capability".
+_LIMITS = {
+    80: (163 * 1024, 2048),
+    87: (163 * 1024, 1536),
+    90: (227 * 1024, 2048),
+    100: (227 * 1024, 2048),
+}
+_OTHER_LIMITS = (99 * 1024, 1536)  # 8.6, 8.9, 12.0: what every GPU from 8.0 on has
 _REGISTERS = 65536
 _MOST_SPLIT = 16
 _SMALLEST_SLICE_BYTES, _STEP_BYTES = 64, 32
 _CANDIDATES_PER_BLOCK = 3
 _HOPELESS = 2.0  # times the model's least time
-_THREADS_PER_MULTIPROCESSOR = {80: 2048, 87: 1536, 90: 2048}
 
 
 @dataclass(frozen=True)
@@ -186,6 +193,7 @@ class GemmLayer:
 
 
 def _candidates(rows: int, columns: int, row_bytes: int, architecture: int) -> Iterator[GemmTile]:
+    shared_bytes, _ = _LIMITS.get(architecture, _OTHER_LIMITS)
     for height, width, warps in _SHAPES:
         if (height > 32 and height >= 2 * rows) or (width > 32 and width >= 2 * columns):
             continue
@@ -205,7 +213,7 @@ def _candidates(rows: int, columns: int, row_bytes: int, architecture: int) -> I
                     if stages > max(2, share + 1):
                         continue
                     tile = GemmTile(height, width, slice_bytes, warps, stages, split)
-                    if tile.shared_bytes <= _SHARED_BYTES[architecture]:
+                    if tile.shared_bytes <= shared_bytes:
                         yield tile
 
 
@@ -261,9 +269,10 @@ def _is_empty(slice_bytes: int, row_bytes: int, along_k: int) -> bool:
 
 def blocks_together(tile: GemmTile, blocks: int, multiprocessors: int, architecture: int) -> int:
     """Return how many of some blocks a multiprocessor runs at a time."""
+    shared_bytes, threads = _LIMITS.get(architecture, _OTHER_LIMITS)
     resident = min(
-        _SHARED_BYTES[architecture] // (tile.shared_bytes + 1024),
-        _THREADS_PER_MULTIPROCESSOR[architecture] // tile.threads,
+        shared_bytes // (tile.shared_bytes + 1024),
+        threads // tile.threads,
         _REGISTERS // (_registers(tile) * tile.threads),
     )
     return max(1, min(resident, -(-blocks // multiprocessors)))

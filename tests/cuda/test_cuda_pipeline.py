@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from edgepress.pipeline.tile_search import (
     site_program,
     tiles_to_try,
 )
+from edgepress.targets.compile import compile_kernels
 from edgepress.targets.cuda.gemm_tile import GemmLayer
 from edgepress.targets.devices.base import open_device
 from edgepress.targets.load import load_target
@@ -113,3 +115,12 @@ def test_tiles_are_searched_side_by_side(tmp_path: Path, monkeypatch: pytest.Mon
     costs = bench.visit(open_device("local", TARGET))
     assert len(costs) == len(tiles) == 3
     assert all(np.isfinite(costs))
+
+
+@pytest.mark.parametrize("architecture", ["sm_86", "sm_89", "sm_90a"])
+def test_gpus_that_no_board_file_names(architecture: str) -> None:
+    target = dataclasses.replace(TARGET, gpu_arch=architecture, gpu_multiprocessors=46)
+    program = lower(shaped(network()), target)
+    limit = 99 if architecture != "sm_90a" else 227
+    assert all(kernel.shared_bytes <= limit * 1024 for kernel in program.kernels.values())
+    assert compile_kernels(program, target)

@@ -267,6 +267,8 @@ def test_candidates_hold_the_choice_and_fit() -> None:
     found = layer.candidates()
     assert layer.choose() in found
     assert all(tile.shared_bytes <= 163 * 1024 for tile in found)
+    small = GemmLayer(SHAPES["product"], "float32", 46, 89)
+    assert all(tile.shared_bytes <= 99 * 1024 for tile in small.candidates())
     assert all(GemmTile.of_sizes(tile.sizes) == tile for tile in found)
     assert layer.key == "conv int8 3x3 16 > 24, 7x9"
 
