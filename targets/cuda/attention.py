@@ -8,8 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepress.targets.cuda.assembly import CudaAssembly
+from edgepress.targets.cuda.gemm_shape import PRODUCTS
 from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel, float_literal
-from edgepress.targets.cuda.places import PRODUCTS, CudaPlace, operand_place, place
+from edgepress.targets.cuda.places import CudaPlace, operand_place, place
 from edgepress.targets.float_format import FloatFormat
 from edgepress.targets.lowering.node_attributes import float_of, integer_of, operand_of
 

@@ -17,9 +17,9 @@ from edgepress.targets.cuda.depthwise_tile import (
     weight_vectors,
 )
 from edgepress.targets.cuda.epilogue import HEADERS, finish_source
-from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel
+from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel, constants_source
 from edgepress.targets.cuda.strip_operands import WORD_BYTES, Operands, operands_of
-from edgepress.targets.cuda.strips import Strips, constants_source, strips_of
+from edgepress.targets.cuda.strips import Strips, strips_of
 from edgepress.targets.cuda.window import Window, window_of
 from edgepress.targets.lowering.node_attributes import (
     constant_of,

@@ -11,10 +11,16 @@ import onnx_ir as ir
 
 from edgepress.targets.cuda.assembly import CudaAssembly
 from edgepress.targets.cuda.epilogue import HEADERS, finish_source
-from edgepress.targets.cuda.gemm_shape import CHUNK_BYTES, ELEMENTS, GemmShape, row_elements
+from edgepress.targets.cuda.gemm_shape import (
+    CHUNK_BYTES,
+    ELEMENTS,
+    PRODUCTS,
+    GemmShape,
+    row_elements,
+)
 from edgepress.targets.cuda.gemm_tile import GemmLayer, GemmTile
 from edgepress.targets.cuda.grouped import call_grouped_gemm
-from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel
+from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel, constants_source
 from edgepress.targets.lowering.dialect import shape_of
 from edgepress.targets.lowering.node_attributes import (
     constant_of,
@@ -28,12 +34,6 @@ from edgepress.targets.program import Call
 from edgepress.targets.schedules.epilogue import Epilogue, Requantise, first_step
 
 Array = npt.NDArray[Any]
-_PRODUCTS = {
-    "float32": "Float32Product",
-    "tf32": "Tf32Product",
-    "float16": "Float16Product",
-    "int8": "Int8Product",
-}
 
 
 def pack_weights(weights: Array, shape: GemmShape, product: str) -> Array:
@@ -188,12 +188,12 @@ def gemm(
     source = "\n".join(
         [
             finish.rstrip(),
-            _constants(f"{name}_shape", _shape_constants(shape, total)),
-            _constants(f"{name}_tile", _tile_constants(tile, shape, element)),
+            constants_source(f"{name}_shape", _shape_constants(shape, total)),
+            constants_source(f"{name}_tile", _tile_constants(tile, shape, element)),
             f'extern "C" __global__ void __launch_bounds__({tile.threads}, {together})',
             f"{name}({', '.join(given)})",
             "{",
-            f"    Gemm<{_PRODUCTS[product]}, {name}_shape, {name}_tile, {name}_finish>::run("
+            f"    Gemm<{PRODUCTS[product]}, {name}_shape, {name}_tile, {name}_finish>::run("
             f"{', '.join(passed)});",
             "}",
             "",
@@ -246,8 +246,3 @@ def _tile_constants(tile: GemmTile, shape: GemmShape, element: str) -> dict[str,
         "SPLIT": tile.split,
         "PIECE": math.gcd(pixel_bytes, CHUNK_BYTES),
     }
-
-
-def _constants(name: str, values: dict[str, int]) -> str:
-    listed = ", ".join(f"{key} = {value}" for key, value in values.items())
-    return f"struct {name} {{\n    static const int {listed};\n}};"

@@ -14,6 +14,14 @@ CHUNK_BYTES = 16
 ELEMENTS = {"float32": "float32", "tf32": "float32", "float16": "float16", "int8": "int8"}
 """Dtype in memory of the operands of each kind of product."""
 
+PRODUCTS = {
+    "float32": "Float32Product",
+    "tf32": "Tf32Product",
+    "float16": "Float16Product",
+    "int8": "Int8Product",
+}
+"""What `kernels/gemm.cuh` calls them."""
+
 
 @dataclass(frozen=True)
 class GemmShape(Window):

@@ -13,9 +13,9 @@ import onnx_ir as ir
 from edgepress.targets.cuda.assembly import CudaAssembly
 from edgepress.targets.cuda.epilogue import HEADERS, finish_source
 from edgepress.targets.cuda.grouped_tile import RESIDENT_THREADS, GroupedTile, choose_tile
-from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel
+from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel, constants_source
 from edgepress.targets.cuda.strip_operands import WORD_BYTES, Operands, operands_of
-from edgepress.targets.cuda.strips import Strips, constants_source, strips_of
+from edgepress.targets.cuda.strips import Strips, strips_of
 from edgepress.targets.cuda.window import Window, window_of
 from edgepress.targets.lowering.dialect import shape_of
 from edgepress.targets.lowering.node_attributes import (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -69,3 +70,14 @@ def float_literal(value: float) -> str:
     ('0x1.0000000000000p-1f', '-0x1.8000000000000p+1f')
     """
     return f"{float(np.float32(value)).hex()}f"
+
+
+def constants_source(name: str, constants: Mapping[str, int]) -> str:
+    """Write a struct of constants; those beyond int are words of bits."""
+    lines = [
+        f"    static const int {key} = {value};"
+        if value < 2**31
+        else f"    static const uint32_t {key} = 0x{value:08X}u;"
+        for key, value in constants.items()
+    ]
+    return "\n".join([f"struct {name} {{", *lines, "};", ""])

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from edgepress.targets.cuda.assembly import CudaAssembly
+from edgepress.targets.cuda.gemm_shape import PRODUCTS
 from edgepress.targets.cuda.kernel import C_TYPES, CudaKernel
-from edgepress.targets.cuda.places import PRODUCTS, CudaPlace, operand_place
+from edgepress.targets.cuda.places import CudaPlace, operand_place
 from edgepress.targets.float_format import FloatFormat
 from edgepress.targets.lowering.node_attributes import operand_of
 

@@ -8,14 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgepress.targets.cuda.assembly import CudaAssembly
-from edgepress.targets.float_format import FloatFormat
 
-PRODUCTS: dict[FloatFormat, str] = {
-    "float32": "Float32Product",
-    "tf32": "Tf32Product",
-    "float16": "Float16Product",
-}
-"""What `gemm.cuh` calls them."""
 _ACCESS_BYTES = 16  # the widest load
 
 

@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from edgepress.targets.cuda.assembly import CudaAssembly
 from edgepress.targets.cuda.epilogue import HEADERS, finish_source
-from edgepress.targets.cuda.kernel import C_TYPES, MOST_THREADS, CudaKernel
+from edgepress.targets.cuda.kernel import C_TYPES, MOST_THREADS, CudaKernel, constants_source
 from edgepress.targets.cuda.launch import (
     blocks_for,
     common_lanes,
@@ -160,8 +160,7 @@ def _constants(shape: WindowShape, pads: tuple[int, int]) -> str:
     }
     for name, (down, across) in pairs.items():
         values |= {f"{name}_DOWN": down, f"{name}_ACROSS": across}
-    members = ", ".join(f"{name} = {value}" for name, value in values.items())
-    return f"struct Shape {{\n    static const int {members};\n}};\n"
+    return constants_source("Shape", values)
 
 
 def _shape_of(node: ir.Node) -> tuple[WindowShape, tuple[int, int]]:

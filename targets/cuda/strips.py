@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from edgepress.targets.cuda.window import Window
@@ -93,17 +93,6 @@ class Strips:
             "BLOCK_Z": self.block[2],
             "SHARING": self.sharing,
         }
-
-
-def constants_source(name: str, constants: Mapping[str, int]) -> str:
-    """Write a struct of constants; those beyond int are words of bits."""
-    lines = [
-        f"    static const int {key} = {value};"
-        if value < 2**31
-        else f"    static const uint32_t {key} = 0x{value:08X}u;"
-        for key, value in constants.items()
-    ]
-    return "\n".join([f"struct {name} {{", *lines, "};", ""])
 
 
 def strips_of(

@@ -13,15 +13,10 @@ from edgepress.targets.cuda import depthwise as code
 from edgepress.targets.cuda.depthwise_tile import DepthwiseTile, choose_tile
 from edgepress.targets.cuda.strip_operands import Operands
 from edgepress.targets.cuda.window import Window
-from edgepress.targets.float_format import KEY
-from edgepress.targets.load import load_target
-from edgepress.targets.lowering.build import lower
-from edgepress.targets.reference import Reference
 from edgepress.targets.schedules.activations import Activation
 from edgepress.targets.schedules.epilogue import Clip, Epilogue, Requantise
-from tests.cuda.emulation import emulate
+from tests.cuda.strip_graphs import check_float_graph, check_integer_graph
 from tests.cuda.strip_layers import RELU6, Case, check, layer, values_of
-from tests.graphs import answers, feeds
 from tests.targets.kernels import shift_to
 from tests.targets.test_grouped import Layer, float_model, integer_model
 
@@ -185,25 +180,12 @@ def test_every_strip_of_words(rows: int, columns: int) -> None:
 
 @pytest.mark.parametrize("dtypes", [("uint8", "int8"), ("int16", "int16")])
 def test_integer_graphs_are_those_of_the_reference(dtypes: tuple[str, str]) -> None:
-    model = integer_model(Layer(12, 1, 1), 2, dtypes)
-    program = lower(model, load_target("cuda-sm90"))
-    assert any("qdepthwise_" in call.kernel for call in program.calls)
-    x = feeds(model)
-    wanted = Reference(model).run(x)
-    for name, answer in emulate(program, x).items():
-        np.testing.assert_array_equal(answer, wanted[name])
+    check_integer_graph(integer_model(Layer(12, 1, 1), 2, dtypes), "qdepthwise_")
 
 
 @pytest.mark.parametrize(("form", "tolerance"), [("float32", 1e-5), ("float16", 3e-3)])
 def test_float_graphs_are_those_of_onnxruntime(form: str, tolerance: float) -> None:
-    model = float_model(Layer(12, 1, 1), "y = Relu (a)")
-    wanted = answers(model, feeds(model))[0]
-    model.metadata_props[KEY] = form
-    program = lower(model, load_target("cuda-sm90"))
-    (call,) = (call for call in program.calls if "depthwise_" in call.kernel)
-    assert program.tensors[call.outputs[0]].dtype == form
-    answer = emulate(program, feeds(model))["y"]
-    np.testing.assert_allclose(answer, wanted, 0, tolerance * float(np.abs(wanted).max()))
+    check_float_graph(float_model(Layer(12, 1, 1), "y = Relu (a)"), form, "depthwise_", tolerance)
 
 
 WIDE = [

@@ -14,14 +14,9 @@ from edgepress.targets.cuda import grouped as code
 from edgepress.targets.cuda.grouped_tile import GroupedTile, choose_tile
 from edgepress.targets.cuda.strip_operands import Operands
 from edgepress.targets.cuda.window import Window
-from edgepress.targets.float_format import KEY
-from edgepress.targets.load import load_target
-from edgepress.targets.lowering.build import lower
-from edgepress.targets.reference import Reference
 from edgepress.targets.schedules.epilogue import Added, Clip, Epilogue, Requantise, Shift
-from tests.cuda.emulation import emulate
+from tests.cuda.strip_graphs import check_float_graph, check_integer_graph
 from tests.cuda.strip_layers import RELU6, Case, check, layer, values_of
-from tests.graphs import answers, feeds
 from tests.targets.kernels import shift_to
 from tests.targets.qdq import Qdq
 from tests.targets.test_grouped import Layer, float_model, integer_model
@@ -203,25 +198,12 @@ INTEGER_GRAPHS = [
 
 @pytest.mark.parametrize("number", range(len(INTEGER_GRAPHS)))
 def test_integer_graphs_are_those_of_the_reference(number: int) -> None:
-    model = INTEGER_GRAPHS[number]
-    program = lower(model, load_target("cuda-sm90"))
-    assert any("grouped_" in call.kernel for call in program.calls)
-    x = feeds(model)
-    wanted = Reference(model).run(x)
-    for name, answer in emulate(program, x).items():
-        np.testing.assert_array_equal(answer, wanted[name])
+    check_integer_graph(INTEGER_GRAPHS[number], "grouped_")
 
 
 @pytest.mark.parametrize(("form", "tolerance"), [("float32", 1e-5), ("float16", 3e-3)])
 def test_float_graphs_are_those_of_onnxruntime(form: str, tolerance: float) -> None:
-    model = float_model(Layer(8, 2, 2), "y = Add (a, x)")
-    wanted = answers(model, feeds(model))[0]
-    model.metadata_props[KEY] = form
-    program = lower(model, load_target("cuda-sm90"))
-    (call,) = (call for call in program.calls if "grouped_" in call.kernel)
-    assert program.tensors[call.outputs[0]].dtype == form
-    answer = emulate(program, feeds(model))["y"]
-    np.testing.assert_allclose(answer, wanted, 0, tolerance * float(np.abs(wanted).max()))
+    check_float_graph(float_model(Layer(8, 2, 2), "y = Add (a, x)"), form, "grouped_", tolerance)
 
 
 def test_one_pixel_windows_are_lines_of_pixels() -> None:
